@@ -1,0 +1,65 @@
+# Feedloom: `make demo` and `make test` set up everything they need, on a machine with Python 3.11
+# to 3.13, make, and a route to the package registries.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not ((3,11) <= sys.version_info[:2] <= (3,13)))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+ACCELERATOR ?= cpu
+ARGS ?=
+REQUIREMENTS := requirements/$(ACCELERATOR).txt
+UV := .feedloom/tools/bin/uv
+STAMP := .venv/.installed-$(ACCELERATOR)
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint format bench lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## make .venv from the pinned requirements (ACCELERATOR=cpu or gpu)
+
+$(UV): requirements/uv.txt
+	@test -n "$(PYTHON)" || { echo "Feedloom needs Python 3.11, 3.12 or 3.13 on PATH, e.g. 'apt install python3.11 python3.11-venv'; or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "==> uv (the installer) into .feedloom/tools"
+	@$(PYTHON) -m venv --clear .feedloom/tools || { echo "python's venv module is missing: on Debian or Ubuntu 'apt install python3-venv'" >&2; exit 1; }
+	@.feedloom/tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $(UV)
+
+$(STAMP): $(UV) $(REQUIREMENTS) pyproject.toml
+	@echo "==> .venv from $(REQUIREMENTS)"
+	@test -x $(BIN)/python || $(UV) venv --quiet --python .feedloom/tools/bin/python .venv
+	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes $(REQUIREMENTS)
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline -e .
+	@rm -f .venv/.installed-* && touch $@
+
+demo: $(STAMP) ## run the whole loop on real Kafka and real vLLM, and print a report
+	@$(BIN)/feedloom demo $(ARGS)
+
+test: $(STAMP) ## run the whole suite (ARGS go to pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## rewrite the code in the project's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## print every ratio that the README quotes
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lock: $(UV) ## resolve pyproject.toml again into requirements/*.txt
+	@for kind in cpu gpu; do \
+		worker=$$([ $$kind = cpu ] && echo worker-cpu || echo worker); \
+		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+			--no-header --extra $$worker --extra trainer --extra local --extra dev \
+			pyproject.toml -o requirements/$$kind.txt || exit 1; done
+
+clean: ## remove .venv and everything under .feedloom
+	@$(BIN)/feedloom kafka stop 2>/dev/null || true
+	@rm -rf .venv .feedloom
