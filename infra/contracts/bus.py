@@ -1,0 +1,130 @@
+"""The bus as its users see it. Adapters: ``infra.kafka.bus`` (kafka-python), ``infra.testing``.
+
+Records are bytes: encoding is the caller's business (``infra.contracts.codec``). Topic names here
+are the catalogue's; an adapter adds the deployment's prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, NamedTuple, Protocol, Self
+
+from infra.contracts.codec import Headers
+
+
+class TopicPartition(NamedTuple):
+    """A topic of the catalogue and one of its partitions."""
+
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One record as read. ``value`` is ``None`` for a tombstone. ``timestamp_ms``: epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPosition:
+    """Where a published record was written."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Publisher(Protocol):
+    """Writes records, acks=all and idempotent: a retry inside it never duplicates."""
+
+    def publish(
+        self,
+        topic: str,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        partition: int | None = None,
+    ) -> Future[RecordPosition]:
+        """Enqueue a record; the future ends when the broker has it, or with the error."""
+        ...
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything published so far is written. Raises ``TimeoutError``."""
+        ...
+
+    def close(self) -> None:
+        """Flush, then let go of the connection. Safe to call twice."""
+        ...
+
+
+class Reader(Protocol):
+    """Reads with or without a group. Not for use by two threads at once."""
+
+    def poll(self, timeout_s: float, max_records: int = 500) -> Sequence[Record]:
+        """Records in partition order; empty if none came within ``timeout_s``."""
+        ...
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Store next-to-read offsets for the group. Raises ``RuntimeError`` without a group."""
+        ...
+
+    def seek(self, position: TopicPartition, offset: int) -> None:
+        """Read this partition from ``offset`` next."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group, if any, and let go of the connection. Safe to call twice."""
+        ...
+
+
+class Bus(Protocol):
+    """Opens publishers and readers, and knows where topics end."""
+
+    def publisher(self, *, client_id: str = "feedloom") -> Publisher:
+        """A new publisher."""
+        ...
+
+    def reader(
+        self,
+        topics: Sequence[str],
+        *,
+        group: str | None = None,
+        start: Literal["earliest", "latest"] = "earliest",
+        partitions: Sequence[int] | None = None,
+    ) -> Reader:
+        """A new reader.
+
+        Without ``group`` it reads every partition (or the given ``partitions`` of each topic)
+        from ``start``; ``latest`` is resolved before this returns, so a record published
+        afterwards is seen. With ``group`` partitions are shared with its other members, and
+        ``start`` only applies where nothing was committed. ``read_committed`` always.
+        """
+        ...
+
+    def end_offsets(self, topic: str) -> Mapping[TopicPartition, int]:
+        """The offset after the last readable record of each partition."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the bus itself holds; publishers and readers are closed by their owner."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...

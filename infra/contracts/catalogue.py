@@ -1,0 +1,187 @@
+"""The typed topic catalogue: one entry a topic, with what it carries and how long it is kept.
+
+Results and feedback are co-partitioned by request id (same key, same count), so that the join
+needs no shuffle. Request topics are over-partitioned from the first day: an autoscaler cannot run
+more workers than partitions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from infra.contracts.events import (
+    ConfigChanged,
+    Event,
+    FeedbackExample,
+    FeedbackReceived,
+    GenerationCancellation,
+    GenerationChunk,
+    GenerationRequest,
+    GenerationResult,
+    ModelVersionPublished,
+    RolloutChanged,
+    WorkerStatusReported,
+)
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+CleanupPolicy = Literal["delete", "compact", "compact,delete"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicSpec:
+    """One topic. ``partitions`` is the default; an operator may ask for more at creation."""
+
+    name: str
+    event: type[Event] | None
+    key: str
+    purpose: str
+    partitions: int
+    cleanup_policy: CleanupPolicy = "delete"
+    retention_ms: int | None = None
+    dead_letter: bool = False
+    extra_config: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> dict[str, str]:
+        """Broker-side topic configuration, as Kafka spells it."""
+        config = {"cleanup.policy": self.cleanup_policy, **self.extra_config}
+        if self.retention_ms is not None:
+            config["retention.ms"] = str(self.retention_ms)
+        return config
+
+
+REQUESTS = TopicSpec(
+    name="generation.requests",
+    event=GenerationRequest,
+    key="affinity key",
+    purpose="Interactive generation requests.",
+    partitions=12,
+    retention_ms=DAY_MS,
+    dead_letter=True,
+)
+REQUESTS_BATCH = TopicSpec(
+    name="generation.requests.batch",
+    event=GenerationRequest,
+    key="affinity key",
+    purpose="Requests that may wait; admitted only into slack.",
+    partitions=12,
+    retention_ms=7 * DAY_MS,
+    dead_letter=True,
+)
+CANCELLATIONS = TopicSpec(
+    name="generation.cancellations",
+    event=GenerationCancellation,
+    key="request id",
+    purpose="Stop one request. Read by every worker.",
+    partitions=1,
+    retention_ms=DAY_MS,
+    dead_letter=True,
+)
+CHUNKS = TopicSpec(
+    name="generation.chunks",
+    event=GenerationChunk,
+    key="request id",
+    purpose="Numbered token deltas, on the reply partition the request names.",
+    partitions=12,
+    retention_ms=6 * HOUR_MS,
+)
+RESULTS = TopicSpec(
+    name="generation.results",
+    event=GenerationResult,
+    key="request id",
+    purpose="One final result a request.",
+    partitions=12,
+    cleanup_policy="compact,delete",
+    retention_ms=30 * DAY_MS,
+    dead_letter=True,
+)
+FEEDBACK = TopicSpec(
+    name="feedback.events",
+    event=FeedbackReceived,
+    key="request id",
+    purpose="Ratings, scores, edits, preference pairs and comments on results.",
+    partitions=12,
+    retention_ms=90 * DAY_MS,
+    dead_letter=True,
+)
+EXAMPLES = TopicSpec(
+    name="feedback.examples",
+    event=FeedbackExample,
+    key="request id",
+    purpose="Feedback joined with its prompt and output: what the trainer reads.",
+    partitions=12,
+    cleanup_policy="compact,delete",
+    retention_ms=365 * DAY_MS,
+    dead_letter=True,
+)
+REGISTRY = TopicSpec(
+    name="model.registry",
+    event=ModelVersionPublished,
+    key="model/version",
+    purpose="Immutable model versions.",
+    partitions=1,
+    cleanup_policy="compact",
+)
+ROLLOUTS = TopicSpec(
+    name="model.rollouts",
+    event=RolloutChanged,
+    key="model",
+    purpose="Which version is stable, which is candidate, and at what weight.",
+    partitions=1,
+    cleanup_policy="compact",
+)
+CONFIG = TopicSpec(
+    name="platform.config",
+    event=ConfigChanged,
+    key="config key",
+    purpose="Dynamic configuration.",
+    partitions=1,
+    cleanup_policy="compact",
+)
+WORKERS = TopicSpec(
+    name="platform.workers",
+    event=WorkerStatusReported,
+    key="worker id",
+    purpose="What each worker serves and how its last version switch went.",
+    partitions=1,
+    cleanup_policy="compact",
+)
+
+CATALOGUE: tuple[TopicSpec, ...] = (
+    REQUESTS,
+    REQUESTS_BATCH,
+    CANCELLATIONS,
+    CHUNKS,
+    RESULTS,
+    FEEDBACK,
+    EXAMPLES,
+    REGISTRY,
+    ROLLOUTS,
+    CONFIG,
+    WORKERS,
+)
+
+
+def dead_letter_topic(spec: TopicSpec) -> TopicSpec:
+    """The topic that takes ``spec``'s unreadable records, with their original bytes."""
+    return TopicSpec(
+        name=f"{spec.name}.dlq",
+        event=None,
+        key="as source",
+        purpose=f"Records of {spec.name} that could not be processed, untouched, with error headers.",
+        partitions=1,
+        retention_ms=90 * DAY_MS,
+    )
+
+
+def all_topics() -> tuple[TopicSpec, ...]:
+    """The catalogue with each dead-letter topic after its source."""
+    specs: list[TopicSpec] = []
+    for spec in CATALOGUE:
+        specs.append(spec)
+        if spec.dead_letter:
+            specs.append(dead_letter_topic(spec))
+    return tuple(specs)

@@ -1,0 +1,327 @@
+"""Every event of the platform, as a frozen, tagged struct.
+
+A tag in the field ``type`` names the event on the wire. ``schema_version`` is ``MAJOR.MINOR``: a
+new field comes with a default and raises MINOR; anything a reader could trip over raises MAJOR.
+Times ending in ``_ms`` that name a moment are Unix epoch milliseconds; durations say so.
+
+Validation here is of shape and range only. Whether a model exists or a prompt fits its context is
+known by the worker, which answers with an error result.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+SCHEMA_VERSION = "1.0"
+
+Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
+EpochMs = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline_exceeded", "error"]
+ModelKind = Literal["full", "lora"]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of all events; carries the contract's version."""
+
+    schema_version: str = SCHEMA_VERSION
+
+
+class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to sample. Ranges follow vLLM's; the worker refuses what lies outside them."""
+
+    max_tokens: int = 128
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class ReplyAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the requester reads chunks. ``partition`` is chosen by the requester."""
+
+    partition: Annotated[int, Meta(ge=0)]
+
+
+class GenerationRequest(Event, frozen=True, kw_only=True, tag="GenerationRequest"):
+    """Ask for one completion.
+
+    ``submit_id`` is new on every submit: together with ``request_id`` it tells a redelivery from
+    an honest re-use of the id. ``deadline_ms`` is absolute. ``affinity_key`` keeps one
+    conversation, tenant or shared prefix on one worker, and is the record's key.
+    """
+
+    request_id: Identifier
+    submit_id: Identifier
+    prompt: str
+    created_at_ms: EpochMs
+    model: Identifier = "default"
+    sampling: SamplingParameters = SamplingParameters()
+    affinity_key: Identifier | None = None
+    reply: ReplyAddress | None = None
+    deadline_ms: EpochMs | None = None
+    tenant: str | None = None
+    user: str | None = None
+    metadata: dict[str, str] = {}
+
+
+class GenerationCancellation(Event, frozen=True, kw_only=True, tag="GenerationCancellation"):
+    """Stop one request, whether it is waiting or running."""
+
+    request_id: Identifier
+    created_at_ms: EpochMs
+    reason: str | None = None
+
+
+class GenerationChunk(Event, frozen=True, kw_only=True, tag="GenerationChunk"):
+    """Consecutive tokens of one answer.
+
+    ``seq`` counts chunks from 0 within ``attempt``; ``first_token`` is the index of this chunk's
+    first token in the answer. A higher ``attempt`` overrides the older one's tail from
+    ``first_token`` on. ``text`` is the decoded delta; ``final`` marks the last chunk.
+    """
+
+    request_id: Identifier
+    submit_id: Identifier
+    attempt: Count
+    seq: Count
+    first_token: Count
+    token_ids: tuple[int, ...]
+    text: str
+    model_version: str
+    emitted_at_ms: EpochMs
+    final: bool = False
+
+
+class GenerationError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request failed: a stable ``code`` for programs, a ``message`` for people."""
+
+    code: str
+    message: str
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations in milliseconds, as the worker saw them.
+
+    ``queue_ms``: from ``created_at_ms`` to the start of the engine's work (two clocks).
+    ``ttft_ms``: from the worker's receipt to the first token. ``itl_ms``: mean gap between later
+    tokens. ``total_ms``: from receipt to the last token.
+    """
+
+    queue_ms: float = 0.0
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
+    total_ms: float = 0.0
+
+
+class GenerationResult(Event, frozen=True, kw_only=True, tag="GenerationResult"):
+    """The one final answer to a request. Self-contained, so that feedback joins with it alone.
+
+    ``model_versions`` lists the versions that produced tokens, in order: more than one when the
+    answer spans a switch.
+    """
+
+    request_id: Identifier
+    submit_id: Identifier
+    model: str
+    prompt: str
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: Count
+    output_tokens: Count
+    model_versions: tuple[str, ...]
+    created_at_ms: EpochMs
+    finished_at_ms: EpochMs
+    attempt: Count = 0
+    worker_id: str = ""
+    tenant: str | None = None
+    user: str | None = None
+    error: GenerationError | None = None
+    timings: Timings = Timings()
+    metadata: dict[str, str] = {}
+
+
+class PreferencePair(msgspec.Struct, frozen=True, kw_only=True):
+    """Of two answers to one prompt, the one a person preferred and the one they did not."""
+
+    preferred: str
+    rejected: str
+
+
+class FeedbackReceived(Event, frozen=True, kw_only=True, tag="FeedbackReceived"):
+    """One principal's word on one answer. At least one of the five kinds must be given."""
+
+    feedback_id: Identifier
+    request_id: Identifier
+    created_at_ms: EpochMs
+    rating: Literal["up", "down"] | None = None
+    score: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    edited_text: str | None = None
+    pair: PreferencePair | None = None
+    comment: str | None = None
+    principal: str | None = None
+    signature: str | None = None
+
+    def __post_init__(self) -> None:
+        given = (self.rating, self.score, self.edited_text, self.pair, self.comment)
+        if all(kind is None for kind in given):
+            raise ValueError(
+                "feedback says nothing: give a rating, score, edited_text, pair or comment"
+            )
+
+
+class FeedbackExample(Event, frozen=True, kw_only=True, tag="FeedbackExample"):
+    """All feedback on one answer, joined with its prompt and output: what the trainer reads.
+
+    The topic is compacted by request id, so the newest record holds the merged whole.
+    ``feedback_ids`` lists the events merged so far, which makes a replayed event harmless.
+    """
+
+    request_id: Identifier
+    prompt: str
+    output: str
+    model: str
+    model_versions: tuple[str, ...]
+    feedback_ids: tuple[str, ...]
+    updated_at_ms: EpochMs
+    ups: Count = 0
+    downs: Count = 0
+    score: float | None = None
+    edited_text: str | None = None
+    pairs: tuple[PreferencePair, ...] = ()
+    comments: tuple[str, ...] = ()
+    tenant: str | None = None
+
+
+class ArtifactFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of an artifact: ``path`` relative to its root, size in bytes, SHA-256 in hex."""
+
+    path: str
+    size: Count
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class OffsetRange(msgspec.Struct, frozen=True, kw_only=True):
+    """Feedback consumed from one partition: ``start`` inclusive, ``end`` exclusive."""
+
+    topic: str
+    partition: Count
+    start: Count
+    end: Count
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a version came from. ``feedback`` is also the trainer's durable position."""
+
+    parent: str | None = None
+    objective: str = "pretrain"
+    feedback: tuple[OffsetRange, ...] = ()
+    feedback_examples: Count = 0
+    replay_shards: tuple[str, ...] = ()
+    replay_fraction: float = 0.0
+    seed: int = 0
+    steps: Count = 0
+    code_version: str = ""
+
+
+class ModelVersionPublished(Event, frozen=True, kw_only=True, tag="ModelVersionPublished"):
+    """An immutable model version. Key ``model/version``; ``artifact_uri`` holds its files."""
+
+    model: Identifier
+    version: Identifier
+    kind: ModelKind
+    artifact_uri: str
+    manifest: tuple[ArtifactFile, ...]
+    created_at_ms: EpochMs
+    lineage: Lineage = Lineage()
+    metrics: dict[str, float] = {}
+    signature: str | None = None
+
+
+class RolloutChanged(Event, frozen=True, kw_only=True, tag="RolloutChanged"):
+    """Which versions of a model serve. ``candidate_weight`` is a fraction of traffic, 0 to 1.
+
+    ``switch_policy``: ``keep`` continues requests in flight over the switch, ``drain`` lets them
+    finish first. ``revision`` rises by one with each change; readers ignore older ones.
+    """
+
+    model: Identifier
+    revision: Count
+    stable: Identifier
+    changed_at_ms: EpochMs
+    candidate: str | None = None
+    candidate_weight: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    state: Literal["steady", "canary", "rolled_back"] = "steady"
+    switch_policy: Literal["keep", "drain"] = "keep"
+    actor: str = ""
+    reason: str = ""
+
+
+class ConfigChanged(Event, frozen=True, kw_only=True, tag="ConfigChanged"):
+    """One dynamic setting. ``value`` is its JSON text."""
+
+    key: Identifier
+    value: str
+    revision: Count
+    changed_at_ms: EpochMs
+    actor: str = ""
+    reason: str = ""
+
+
+class VersionSwitch(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of weights in a worker. ``pause_ms``: how long no token could be produced."""
+
+    model: str
+    from_version: str
+    to_version: str
+    switched_at_ms: EpochMs
+    pause_ms: float
+    in_flight: Count
+
+
+class WorkerStatusReported(Event, frozen=True, kw_only=True, tag="WorkerStatusReported"):
+    """What a worker serves now. Key: worker id. ``versions`` maps model to the serving version.
+
+    ``failure`` is the reason the last switch was refused, when it was.
+    """
+
+    worker_id: Identifier
+    state: Literal["starting", "ready", "draining", "stopped", "failed"]
+    versions: dict[str, str]
+    reported_at_ms: EpochMs
+    last_switch: VersionSwitch | None = None
+    failure: str | None = None
+
+
+AnyEvent = (
+    GenerationRequest
+    | GenerationCancellation
+    | GenerationChunk
+    | GenerationResult
+    | FeedbackReceived
+    | FeedbackExample
+    | ModelVersionPublished
+    | RolloutChanged
+    | ConfigChanged
+    | WorkerStatusReported
+)
+
+EVENT_TYPES: tuple[type[Event], ...] = (
+    GenerationRequest,
+    GenerationCancellation,
+    GenerationChunk,
+    GenerationResult,
+    FeedbackReceived,
+    FeedbackExample,
+    ModelVersionPublished,
+    RolloutChanged,
+    ConfigChanged,
+    WorkerStatusReported,
+)

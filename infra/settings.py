@@ -1,0 +1,181 @@
+"""Every static setting of the platform, typed once.
+
+Sources, first wins: arguments, ``FEEDLOOM_*`` variables (``FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS``),
+``feedloom.toml`` in the working directory or the file that ``FEEDLOOM_CONFIG`` names, the defaults
+below. Unknown keys are refused. Nothing else in the project reads the environment, save
+OpenTelemetry's own ``OTEL_*`` variables.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from infra.contracts.errors import ConfigurationError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Section):
+    """The broker to talk to, and the local one to start when none is given."""
+
+    bootstrap_servers: str | None = None
+    """``host:port,...``; unset: the embedded broker that ``feedloom kafka start`` runs."""
+    topic_prefix: str = ""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_username: str | None = None
+    sasl_password: str | None = Field(default=None, repr=False)
+    ssl_cafile: Path | None = None
+    replication_factor: int = Field(default=1, ge=1)
+    partitions: int | None = Field(default=None, ge=1)
+    """Overrides the catalogue's count for topics with more than one partition."""
+    local_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the embedded broker; 0 picks a free one and keeps it."""
+    local_heap_mb: int = Field(default=512, ge=128)
+
+
+class WorkerSettings(_Section):
+    """A stream worker. Token counts bound memory; times are in seconds."""
+
+    worker_id: str | None = None
+    group: str = "feedloom-workers"
+    model: str = "default"
+    max_inflight_tokens: int = Field(default=65_536, ge=1)
+    """Sum of prompt + max_tokens over admitted requests; the consumer pauses above it."""
+    max_model_len: int | None = Field(default=None, ge=8)
+    chunk_interval_s: float = Field(default=0.05, ge=0)
+    chunk_max_tokens: int = Field(default=16, ge=1)
+    engine_retries: int = Field(default=2, ge=0)
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+    max_num_seqs: int = Field(default=64, ge=1)
+    kv_cache_gb: float = Field(default=0.5, gt=0)
+    """CPU engine only: memory for the KV cache, GiB."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    web_port: int = Field(default=0, ge=0, le=65535)
+
+
+class TrainerSettings(_Section):
+    """The learning loop. Steps and batch are for the fine-tune, not for the bootstrap."""
+
+    group: str = "feedloom-trainer"
+    model: str = "default"
+    min_examples: int = Field(default=32, ge=1)
+    """Start a round when this many joined examples are waiting."""
+    max_wait_s: float = Field(default=3600.0, gt=0)
+    """... or when the oldest has waited this long."""
+    replay_fraction: float = Field(default=0.5, ge=0, lt=1)
+    epochs: float = Field(default=3.0, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    batch_size: int = Field(default=16, ge=1)
+    block_size: int = Field(default=256, ge=16)
+    """Tokens a training sequence."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 leaves torch's own choice."""
+    seed: int = 17
+
+
+class BootstrapSettings(_Section):
+    """The embedded default model, built once on this machine."""
+
+    seconds: float = Field(default=150.0, gt=0)
+    hidden_size: int = 256
+    layers: int = 4
+    heads: int = 4
+    vocab_size: int = 4096
+    context: int = 512
+    corpus_mb: float = Field(default=24.0, gt=0)
+    compile: bool = True
+    seed: int = 17
+
+
+class DemoSettings(_Section):
+    """``feedloom demo``."""
+
+    prompts: int = Field(default=64, ge=1)
+    rate_per_s: float = Field(default=8.0, gt=0)
+    max_tokens: int = Field(default=48, ge=1)
+    heldout_prompts: int = Field(default=48, ge=1)
+
+
+class Settings(BaseSettings):
+    """The root. ``home`` holds everything the platform writes on this machine."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FEEDLOOM_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    home: Path = Path(".feedloom")
+    kafka: KafkaSettings = KafkaSettings()
+    worker: WorkerSettings = WorkerSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    bootstrap: BootstrapSettings = BootstrapSettings()
+    demo: DemoSettings = DemoSettings()
+
+    @property
+    def artifacts(self) -> Path:
+        """The local artifact store's root."""
+        return self.home / "artifacts"
+
+    @property
+    def shards(self) -> Path:
+        """Pile-format shards: ``train/``, ``heldout/``."""
+        return self.home / "pile"
+
+    @property
+    def logs(self) -> Path:
+        """One log file a child process."""
+        return self.home / "logs"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = Path(os.environ.get("FEEDLOOM_CONFIG", "feedloom.toml"))
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=path)
+        return (init_settings, env_settings, toml)
+
+
+def _refuse_unknown_variables() -> None:
+    """pydantic-settings ignores unknown top-level variables; a misspelt one must not pass."""
+    known = {name.upper() for name in Settings.model_fields} | {"CONFIG"}
+    for variable in os.environ:
+        if variable.startswith("FEEDLOOM_"):
+            section = variable.removeprefix("FEEDLOOM_").split("__")[0]
+            if section.upper() not in known:
+                raise ConfigurationError(
+                    f"unknown setting {variable}: FEEDLOOM_ is followed by one of "
+                    + ", ".join(sorted(known))
+                )
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings. Raises ConfigurationError with one line a mistake."""
+    _refuse_unknown_variables()
+    named = os.environ.get("FEEDLOOM_CONFIG")
+    if named and not Path(named).is_file():
+        raise ConfigurationError(f"FEEDLOOM_CONFIG names {named}, which is not a file")
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise ConfigurationError("settings: " + "; ".join(lines)) from error
