@@ -81,6 +81,8 @@ class TrainerSettings(_Section):
     batch_size: int = Field(default=16, ge=1)
     block_size: int = Field(default=256, ge=16)
     """Tokens a training sequence."""
+    max_loss_increase: float = Field(default=0.05, ge=0)
+    """Nats. A version whose held-out loss rose by more is published but not rolled out."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's own choice."""
     seed: int = 17
@@ -98,6 +100,13 @@ class BootstrapSettings(_Section):
     corpus_mb: float = Field(default=24.0, gt=0)
     compile: bool = True
     seed: int = 17
+
+
+class TelemetrySettings(_Section):
+    """What the standard ``OTEL_*`` variables have no name for."""
+
+    span_directory: Path | None = None
+    """Also append finished spans here, one JSON-lines file a process."""
 
 
 class DemoSettings(_Section):
@@ -121,6 +130,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     trainer: TrainerSettings = TrainerSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     demo: DemoSettings = DemoSettings()
 
     @property

@@ -171,7 +171,7 @@ def dead_letter_topic(spec: TopicSpec) -> TopicSpec:
         name=f"{spec.name}.dlq",
         event=None,
         key="as source",
-        purpose=f"Records of {spec.name} that could not be processed, untouched, with error headers.",
+        purpose=f"Unprocessable records of {spec.name}, untouched, with error headers.",
         partitions=1,
         retention_ms=90 * DAY_MS,
     )

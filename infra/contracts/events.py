@@ -31,7 +31,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     schema_version: str = SCHEMA_VERSION
 
 
-class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     """How to sample. Ranges follow vLLM's; the worker refuses what lies outside them."""
 
     max_tokens: int = 128
