@@ -1,0 +1,143 @@
+"""The whole platform on this machine, brought up in order and taken down in reverse.
+
+Broker (unless the settings name one), topics, the embedded default model, a worker, a trainer.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from typing import Self
+
+from infra.contracts.errors import FatalError
+from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.bus import KafkaBus
+from infra.kafka.topics import apply_catalogue
+from infra.local.supervisor import Supervisor, feedloom_command
+from infra.local.watch import PlatformWatch
+from infra.settings import KafkaSettings, Settings
+
+WORKER_START_TIMEOUT_S = 300.0
+STOP_MARGIN_S = 15.0
+
+Say = Callable[[str], None]
+
+
+class LocalPlatform:
+    """Context manager around broker, worker and trainer. ``say`` is told of each step."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        say: Say,
+        *,
+        environment: Mapping[str, str] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.settings = settings
+        self._say = say
+        self._quiet = quiet
+        self._extra = dict(environment or {})
+        self._broker: EmbeddedBroker | None = None
+        self._owns_broker = False
+        self._supervisor: Supervisor | None = None
+        self._bus: KafkaBus | None = None
+        self._watch: PlatformWatch | None = None
+
+    @property
+    def bus(self) -> KafkaBus:
+        """The bus, once started."""
+        assert self._bus is not None, "start() first"
+        return self._bus
+
+    @property
+    def watch(self) -> PlatformWatch:
+        """What workers and registry say, once started."""
+        assert self._watch is not None, "start() first"
+        return self._watch
+
+    def check(self) -> None:
+        """Raise ChildStopped if the worker or the trainer has ended."""
+        assert self._supervisor is not None, "start() first"
+        self._supervisor.check()
+
+    def start(self) -> None:
+        """Bring everything up; returns when a worker serves the model.
+
+        Raises ConfigurationError when the machine lacks something, FatalError when a part fails.
+        """
+        kafka = self._start_broker()
+        self._bus = KafkaBus(kafka)
+        changed = apply_catalogue(kafka)
+        self._say(f"topics: {len(changed)} created or changed")
+        self._watch = PlatformWatch(self._bus)
+        environment = self._child_environment(kafka)
+        self._supervisor = Supervisor(
+            logs=self.settings.logs,
+            environment=environment,
+            stop_timeout_s=self.settings.worker.drain_timeout_s + STOP_MARGIN_S,
+        )
+        # The worker imports vLLM while the model is built or registered, and waits for it.
+        self._supervisor.start("worker", ["worker"])
+        self._bootstrap(environment)
+        self._supervisor.start("trainer", ["trainer"])
+        model = self.settings.worker.model
+        self._say(f"waiting for the worker to load {model} (log: {self.settings.logs}/worker.log)")
+        seconds = self._watch.wait_for(
+            f"a ready worker that serves {model!r}",
+            lambda: self.watch.serving(model),
+            timeout_s=WORKER_START_TIMEOUT_S,
+            check=self.check,
+        )
+        self._say(f"worker ready after {seconds:.0f} s")
+
+    def stop(self) -> None:
+        """Drain and stop every child, then the broker if this platform started it."""
+        if self._supervisor is not None:
+            self._say("stopping: worker and trainer drain")
+            self._supervisor.stop()
+        if self._watch is not None:
+            self._watch.close()
+        if self._bus is not None:
+            self._bus.close()
+        if self._broker is not None and self._owns_broker:
+            self._broker.stop()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _start_broker(self) -> KafkaSettings:
+        kafka = self.settings.kafka
+        if kafka.bootstrap_servers is not None:
+            self._say(f"Kafka at {kafka.bootstrap_servers}, as the settings say")
+            return kafka
+        self._broker = EmbeddedBroker(
+            self.settings.home, port=kafka.local_port, heap_mb=kafka.local_heap_mb
+        )
+        self._owns_broker = self._broker.status() is None
+        status = self._broker.start(progress=self._say, attached=True)
+        self._say(f"Kafka at {status.bootstrap_servers} (pid {status.pid})")
+        return kafka.model_copy(update={"bootstrap_servers": status.bootstrap_servers})
+
+    def _bootstrap(self, environment: Mapping[str, str]) -> None:
+        command = feedloom_command(["models", "bootstrap", *(["--quiet"] if self._quiet else [])])
+        status = subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
+        if status != 0:
+            raise FatalError(f"`feedloom models bootstrap` ended with status {status}")
+
+    def _child_environment(self, kafka: KafkaSettings) -> dict[str, str]:
+        assert kafka.bootstrap_servers is not None
+        return {
+            "FEEDLOOM_HOME": str(self.settings.home),
+            "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            **self._extra,
+        }
