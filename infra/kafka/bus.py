@@ -1,0 +1,266 @@
+"""The bus on a real Kafka: ``infra.contracts.bus`` on kafka-python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from kafka import KafkaConsumer, KafkaProducer
+from kafka import TopicPartition as KafkaPartition
+from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.structs import OffsetAndMetadata
+
+from infra.contracts.bus import Record, RecordPosition, TopicPartition
+from infra.contracts.codec import Headers
+from infra.contracts.errors import ConfigurationError, RetryableError
+from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.connection import client_options, reachable
+from infra.settings import KafkaSettings, Settings
+
+LINGER_MS = 2
+MAX_BLOCK_MS = 30_000
+DELIVERY_TIMEOUT_MS = 120_000
+METADATA_TIMEOUT_MS = 15_000
+
+
+class DeliveryFailed(RetryableError):
+    """The broker did not take a record; the message says why. Published again it may succeed."""
+
+
+class KafkaBus:
+    """Publishers and readers on one deployment; the topic prefix is added and taken off here."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._options = client_options(settings)
+        self._settings = settings
+
+    def publisher(self, *, client_id: str = "feedloom") -> KafkaPublisher:
+        """A new idempotent producer. Raises ConfigurationError when no broker answers."""
+        with reachable(self._settings):
+            producer = KafkaProducer(
+                **self._options,
+                client_id=client_id,
+                acks="all",
+                enable_idempotence=True,
+                linger_ms=LINGER_MS,
+                max_block_ms=MAX_BLOCK_MS,
+                delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
+            )
+        return KafkaPublisher(producer, self._settings.topic_prefix)
+
+    def reader(
+        self,
+        topics: Sequence[str],
+        *,
+        group: str | None = None,
+        start: Literal["earliest", "latest"] = "earliest",
+        partitions: Sequence[int] | None = None,
+    ) -> KafkaReader:
+        """A new consumer. Raises ConfigurationError: no broker answers, or a topic is missing."""
+        if group is not None and partitions is not None:
+            raise ValueError("a group shares partitions out: give a group or partitions, not both")
+        prefix = self._settings.topic_prefix
+        consumer = self._consumer(group, start)
+        try:
+            assigned = [
+                KafkaPartition(prefix + topic, partition)
+                for topic in topics
+                for partition in self._partitions(consumer, topic)
+                if partitions is None or partition in partitions
+            ]
+            if group is not None:
+                consumer.subscribe([prefix + topic for topic in topics])
+            else:
+                consumer.assign(assigned)
+                if start == "latest":
+                    for partition, end in consumer.end_offsets(assigned).items():
+                        consumer.seek(partition, end)
+                else:
+                    consumer.seek_to_beginning(*assigned)
+        except BaseException:
+            consumer.close()
+            raise
+        return KafkaReader(consumer, prefix, grouped=group is not None)
+
+    def end_offsets(self, topic: str) -> Mapping[TopicPartition, int]:
+        """The offset after the last committed record of each partition."""
+        consumer = self._consumer(None, "earliest")
+        try:
+            asked = [
+                KafkaPartition(self._settings.topic_prefix + topic, partition)
+                for partition in self._partitions(consumer, topic)
+            ]
+            ends = consumer.end_offsets(asked)
+        finally:
+            consumer.close()
+        return {TopicPartition(topic, found.partition): end for found, end in ends.items()}
+
+    def close(self) -> None:
+        """Nothing to let go of: every client belongs to its publisher or reader."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _consumer(self, group: str | None, start: str) -> Any:
+        with reachable(self._settings):
+            return KafkaConsumer(
+                **self._options,
+                group_id=group,
+                client_id="feedloom",
+                auto_offset_reset=start,
+                enable_auto_commit=False,
+                isolation_level="read_committed",
+                fetch_max_wait_ms=100,
+                allow_auto_create_topics=False,
+            )
+
+    def _partitions(self, consumer: Any, topic: str) -> list[int]:
+        name = self._settings.topic_prefix + topic
+        found = consumer.partitions_for_topic(name)
+        if not found:
+            raise ConfigurationError(
+                f"topic {name} is not on {self._settings.bootstrap_servers}: run "
+                "`feedloom topics apply`"
+            )
+        return sorted(found)
+
+
+class KafkaPublisher:
+    """See :class:`infra.contracts.bus.Publisher`."""
+
+    def __init__(self, producer: Any, prefix: str) -> None:
+        self._producer = producer
+        self._prefix = prefix
+        self._closed = False
+
+    def publish(
+        self,
+        topic: str,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        partition: int | None = None,
+    ) -> Future[RecordPosition]:
+        """Enqueue. The future's error is DeliveryFailed; futures end on the client's thread."""
+        future: Future[RecordPosition] = Future()
+
+        def written(metadata: Any) -> None:
+            future.set_result(RecordPosition(topic, metadata.partition, metadata.offset))
+
+        def failed(error: BaseException) -> None:
+            future.set_exception(DeliveryFailed(f"{topic}: {type(error).__name__}: {error}"))
+
+        try:
+            pending = self._producer.send(
+                self._prefix + topic,
+                key=key,
+                value=value,
+                headers=list(headers),
+                partition=partition,
+            )
+        except (KafkaError, AssertionError) as error:
+            failed(error)
+            return future
+        pending.add_callback(written)
+        pending.add_errback(failed)
+        return future
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait for everything published so far. Raises ``TimeoutError``."""
+        try:
+            self._producer.flush(timeout=timeout_s)
+        except KafkaTimeoutError as error:
+            raise TimeoutError(f"records are still unsent after {timeout_s} s") from error
+
+    def close(self) -> None:
+        """Flush and disconnect."""
+        if not self._closed:
+            self._closed = True
+            self._producer.close(timeout=DELIVERY_TIMEOUT_MS / 1000)
+
+
+class KafkaReader:
+    """See :class:`infra.contracts.bus.Reader`."""
+
+    def __init__(self, consumer: Any, prefix: str, *, grouped: bool) -> None:
+        self._consumer = consumer
+        self._prefix = prefix
+        self._grouped = grouped
+        self._closed = False
+
+    def poll(self, timeout_s: float, max_records: int = 500) -> Sequence[Record]:
+        """The next records, each partition's in order."""
+        found = self._consumer.poll(timeout_ms=int(1000 * timeout_s), max_records=max_records)
+        return [
+            Record(
+                topic=record.topic.removeprefix(self._prefix),
+                partition=record.partition,
+                offset=record.offset,
+                timestamp_ms=record.timestamp,
+                key=record.key,
+                value=record.value,
+                headers=tuple((name, value or b"") for name, value in record.headers),
+            )
+            for records in found.values()
+            for record in records
+        ]
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Store next-to-read offsets, and wait until they are stored."""
+        if not self._grouped:
+            raise RuntimeError("a reader without a group has nowhere to commit to")
+        try:
+            self._consumer.commit(
+                {
+                    KafkaPartition(self._prefix + position.topic, position.partition): (
+                        OffsetAndMetadata(offset, "", -1)
+                    )
+                    for position, offset in offsets.items()
+                }
+            )
+        except KafkaError as error:
+            raise RetryableError(f"offsets not committed: {error}") from error
+
+    def seek(self, position: TopicPartition, offset: int) -> None:
+        """Read this partition from ``offset`` next."""
+        self._consumer.seek(
+            KafkaPartition(self._prefix + position.topic, position.partition), offset
+        )
+
+    def close(self) -> None:
+        """Leave the group and disconnect."""
+        if not self._closed:
+            self._closed = True
+            self._consumer.close()
+
+
+def resolve_kafka(settings: Settings) -> KafkaSettings:
+    """The Kafka settings with the address filled in: as set, else the embedded broker's.
+
+    Raises ConfigurationError when neither is there.
+    """
+    if settings.kafka.bootstrap_servers is not None:
+        return settings.kafka
+    status = EmbeddedBroker(settings.home).status()
+    if status is None:
+        raise ConfigurationError(
+            f"no Kafka broker is set, and the embedded one of {settings.home} does not run: "
+            "run `feedloom kafka start`, or set FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS"
+        )
+    return settings.kafka.model_copy(update={"bootstrap_servers": status.bootstrap_servers})
+
+
+def connect(settings: Settings) -> KafkaBus:
+    """The bus of these settings; raises as :func:`resolve_kafka`."""
+    return KafkaBus(resolve_kafka(settings))

@@ -1,0 +1,111 @@
+"""Bring a Kafka's topics in line with the catalogue. Never removes a topic or a partition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import TopicAlreadyExistsError
+
+from infra.contracts.catalogue import TopicSpec, all_topics
+from infra.kafka.connection import admin_client, reachable
+from infra.settings import KafkaSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicState:
+    """A topic as it is on the broker. ``config`` holds what differs from the broker's defaults."""
+
+    partitions: int
+    config: dict[str, str]
+
+
+def apply_catalogue(settings: KafkaSettings, *, partitions: int | None = None) -> list[str]:
+    """Create missing topics, add partitions, correct configuration; a second call does nothing.
+
+    ``partitions`` overrides the settings' and the catalogue's count for every topic that has more
+    than one. A topic that already has more partitions keeps them.
+
+    Returns:
+        One line a change.
+    """
+    changes: list[str] = []
+    specs = all_topics()
+    wanted = {spec.name: _partitions(spec, settings, partitions) for spec in specs}
+    with reachable(settings), admin_client(settings) as admin:
+        present = _describe(admin, settings, specs)
+        new = {
+            settings.topic_prefix + spec.name: {
+                "num_partitions": wanted[spec.name],
+                "replication_factor": settings.replication_factor,
+                "configs": spec.config,
+            }
+            for spec in specs
+            if spec.name not in present
+        }
+        if new:
+            try:
+                admin.create_topics(new, wait_for_metadata=True)
+            except TopicAlreadyExistsError:
+                # Another process applies the same catalogue; what it created is what we want.
+                admin.wait_for_topics(list(new))
+            changes.extend(f"created {name}" for name in new)
+        for spec in specs:
+            state = present.get(spec.name)
+            if state is None:
+                continue
+            name = settings.topic_prefix + spec.name
+            if state.partitions < wanted[spec.name]:
+                admin.create_partitions({name: wanted[spec.name]})
+                changes.append(f"{name}: {state.partitions} to {wanted[spec.name]} partitions")
+            different = {
+                key: value for key, value in spec.config.items() if state.config.get(key) != value
+            }
+            if different:
+                admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, different)])
+                changes.append(f"{name}: {', '.join(f'{k}={v}' for k, v in different.items())}")
+    return changes
+
+
+def describe_topics(settings: KafkaSettings) -> dict[str, TopicState]:
+    """The catalogue's topics that are on the broker, by catalogue name."""
+    with reachable(settings), admin_client(settings) as admin:
+        return _describe(admin, settings, all_topics())
+
+
+def missing_topics(settings: KafkaSettings) -> list[str]:
+    """The catalogue's topics that are not on the broker, by catalogue name."""
+    with reachable(settings), admin_client(settings) as admin:
+        present = set(admin.list_topics())
+    return [spec.name for spec in all_topics() if settings.topic_prefix + spec.name not in present]
+
+
+def _partitions(spec: TopicSpec, settings: KafkaSettings, override: int | None) -> int:
+    if spec.partitions == 1:
+        return 1
+    return override or settings.partitions or spec.partitions
+
+
+def _describe(
+    admin: Any, settings: KafkaSettings, specs: Iterable[TopicSpec]
+) -> dict[str, TopicState]:
+    on_broker = set(admin.list_topics())
+    names = {
+        settings.topic_prefix + spec.name: spec.name
+        for spec in specs
+        if settings.topic_prefix + spec.name in on_broker
+    }
+    if not names:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    described = admin.describe_configs(resources)
+    (configs,) = described.values()
+    return {
+        names[topic["name"]]: TopicState(
+            partitions=len(topic["partitions"]),
+            config={key: str(entry["value"]) for key, entry in configs[topic["name"]].items()},
+        )
+        for topic in admin.describe_topics(list(names))
+    }
