@@ -1,0 +1,102 @@
+"""Publish to and watch the registry topics."""
+
+from __future__ import annotations
+
+import logging
+import time
+from uuid import uuid4
+
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from infra.contracts import catalogue, codec
+from infra.contracts.bus import Bus, Publisher, TopicPartition
+from infra.contracts.errors import ContractError, FatalError
+from infra.contracts.events import Event, ModelVersionPublished, RolloutChanged
+from infra.registry.state import RegistryState
+from observability.propagation import inject
+
+log = logging.getLogger(__name__)
+tracer = trace.get_tracer("feedloom.registry")
+
+ACKNOWLEDGE_TIMEOUT_S = 60.0
+SOURCE = "feedloom/registry"
+TOPICS = (catalogue.REGISTRY.name, catalogue.ROLLOUTS.name)
+
+
+def publish_version(publisher: Publisher, event: ModelVersionPublished) -> None:
+    """Publish a version and wait until the broker has it. Raises the delivery's error."""
+    _publish(publisher, catalogue.REGISTRY.name, f"{event.model}/{event.version}", event)
+
+
+def publish_rollout(publisher: Publisher, event: RolloutChanged) -> None:
+    """Publish a rollout and wait until the broker has it. Raises the delivery's error."""
+    _publish(publisher, catalogue.ROLLOUTS.name, event.model, event)
+
+
+def _publish(publisher: Publisher, topic: str, key: str, event: Event) -> None:
+    with tracer.start_as_current_span(f"publish {topic}", kind=SpanKind.PRODUCER):
+        headers = codec.event_headers(event, event_id=str(uuid4()), source=SOURCE)
+        publisher.publish(
+            topic, key=key.encode(), value=codec.encode(event), headers=inject(headers)
+        ).result(ACKNOWLEDGE_TIMEOUT_S)
+
+
+class RegistryWatcher:
+    """Reads both registry topics from the beginning, without a group: every process sees all."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._reader = bus.reader(TOPICS)
+        self._next: dict[TopicPartition, int] = {}
+        self.state = RegistryState()
+
+    def poll(self, timeout_s: float) -> list[ModelVersionPublished | RolloutChanged]:
+        """Take in what came; returns the events that changed the state.
+
+        A record that cannot be read, or redefines a version, is logged and passed over: one bad
+        writer must not stop every worker.
+        """
+        applied = []
+        for record in self._reader.poll(timeout_s):
+            self._next[TopicPartition(record.topic, record.partition)] = record.offset + 1
+            if record.value is None:
+                continue
+            where = f"{record.topic}/{record.partition} at {record.offset}"
+            try:
+                event = codec.decode_any(record.value)
+            except ContractError as error:
+                log.warning("unreadable record on %s: %s", where, error)
+                continue
+            if not isinstance(event, ModelVersionPublished | RolloutChanged):
+                log.warning("%s on %s does not belong there", type(event).__name__, where)
+                continue
+            if self.state.apply(event):
+                applied.append(event)
+            elif isinstance(event, ModelVersionPublished):
+                known = self.state.version(event.model, event.version)
+                if known != event:
+                    log.warning(
+                        "%s redefines %s@%s; a published version never changes",
+                        where,
+                        event.model,
+                        event.version,
+                    )
+        return applied
+
+    def catch_up(self, timeout_s: float = 30) -> None:
+        """Poll up to the ends that the topics have now. Raises FatalError after ``timeout_s``."""
+        ends = {
+            position: end
+            for topic in TOPICS
+            for position, end in self._bus.end_offsets(topic).items()
+        }
+        deadline = time.monotonic() + timeout_s
+        while any(self._next.get(position, 0) < end for position, end in ends.items()):
+            if time.monotonic() > deadline:
+                raise FatalError(f"the registry topics could not be read within {timeout_s:.0f} s")
+            self.poll(0.2)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._reader.close()
