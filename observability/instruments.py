@@ -1,0 +1,59 @@
+"""The metric instruments, in one place: names and units of OpenTelemetry's conventions.
+
+GenAI and messaging names are theirs; ours start with ``feedloom.``. Instruments made before the
+provider is set start to record when it is.
+"""
+
+from __future__ import annotations
+
+from opentelemetry.metrics import Counter, Histogram, UpDownCounter, get_meter
+
+_METER = get_meter("feedloom")
+
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+REQUEST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+TIME_TO_FIRST_TOKEN: Histogram = _METER.create_histogram(
+    "gen_ai.server.time_to_first_token",
+    unit="s",
+    description="From the worker's receipt of a request to its first token.",
+    explicit_bucket_boundaries_advisory=REQUEST_SECONDS,
+)
+TIME_PER_OUTPUT_TOKEN: Histogram = _METER.create_histogram(
+    "gen_ai.server.time_per_output_token",
+    unit="s",
+    description="Mean gap between the tokens after the first.",
+    explicit_bucket_boundaries_advisory=TOKEN_SECONDS,
+)
+REQUEST_DURATION: Histogram = _METER.create_histogram(
+    "gen_ai.server.request.duration",
+    unit="s",
+    description="From the worker's receipt of a request to its final result.",
+    explicit_bucket_boundaries_advisory=REQUEST_SECONDS,
+)
+TOKEN_USAGE: Histogram = _METER.create_histogram(
+    "gen_ai.client.token.usage",
+    unit="{token}",
+    description="Tokens of one request, by gen_ai.token.type.",
+)
+REQUESTS_IN_FLIGHT: UpDownCounter = _METER.create_up_down_counter(
+    "feedloom.worker.requests.in_flight",
+    unit="{request}",
+    description="Requests taken from Kafka and not answered yet.",
+)
+DEAD_LETTERS: Counter = _METER.create_counter(
+    "feedloom.dead_letters",
+    unit="{record}",
+    description="Records put on a dead-letter topic, by source topic.",
+)
+SWITCH_PAUSE: Histogram = _METER.create_histogram(
+    "feedloom.worker.switch.pause",
+    unit="s",
+    description="How long no token could be produced while a version was switched.",
+    explicit_bucket_boundaries_advisory=TOKEN_SECONDS,
+)
+FEEDBACK_EXAMPLES: Counter = _METER.create_counter(
+    "feedloom.trainer.examples",
+    unit="{example}",
+    description="Feedback examples trained on, by objective.",
+)

@@ -1,0 +1,193 @@
+"""Start OpenTelemetry in a process: traces, metrics and logs, from the standard ``OTEL_*`` variables.
+
+Nothing leaves the process unless a variable asks for it: ``OTEL_TRACES_EXPORTER``,
+``OTEL_METRICS_EXPORTER`` and ``OTEL_LOGS_EXPORTER`` (``none``, ``console`` or ``otlp``), or an
+``OTEL_EXPORTER_OTLP_*ENDPOINT``, which means ``otlp``. Sampling, resource attributes, batch sizes
+and headers are read by the SDK itself. OTLP goes over HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from opentelemetry import metrics, trace
+from opentelemetry._logs import set_logger_provider
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+
+from infra.contracts.errors import ConfigurationError
+from infra.settings import TelemetrySettings
+from observability.spans import SpanFileExporter
+
+SHUTDOWN_TIMEOUT_MS = 5_000
+SPAN_FILE_DELAY_MS = 200
+
+Signal = Literal["traces", "metrics", "logs"]
+Exporter = Literal["none", "console", "otlp"]
+
+
+class Telemetry:
+    """What was started. A context manager; leaving it flushes and stops."""
+
+    def __init__(self, stops: list[Callable[[], object]]) -> None:
+        self._stops = stops
+
+    def shutdown(self) -> None:
+        """Flush and stop each signal, within a bound. Safe to call twice."""
+        while self._stops:
+            self._stops.pop()()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+
+def configure_telemetry(
+    service_name: str, settings: TelemetrySettings, *, instance_id: str | None = None
+) -> Telemetry:
+    """Install the providers of this process, and a plain log on standard error.
+
+    ``OTEL_SERVICE_NAME`` overrides ``service_name``. A process has one set of providers: a second
+    call leaves the first set in place and only returns something to shut down.
+
+    Raises:
+        ConfigurationError: a variable names an exporter that is not known.
+    """
+    _configure_logging()
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return Telemetry([])
+    exporters = {name: chosen_exporter(name) for name in ("traces", "metrics", "logs")}
+    resource = _resource(service_name, instance_id)
+    stops: list[Callable[[], object]] = []
+    if not isinstance(trace.get_tracer_provider(), TracerProvider):
+        stops.append(_start_traces(resource, exporters["traces"], settings.span_directory))
+    if not isinstance(metrics.get_meter_provider(), MeterProvider):
+        stops.append(_start_metrics(resource, exporters["metrics"]))
+    if exporters["logs"] != "none":
+        stops.append(_start_logs(resource, exporters["logs"]))
+    return Telemetry(stops)
+
+
+def chosen_exporter(signal: Signal) -> Exporter:
+    """What the environment asks for. Raises ConfigurationError on an unknown name."""
+    variable = f"OTEL_{signal.upper()}_EXPORTER"
+    named = os.environ.get(variable, "").strip().lower()
+    if named:
+        if named not in ("none", "console", "otlp"):
+            raise ConfigurationError(f"{variable}={named}: use none, console or otlp")
+        return named  # type: ignore[return-value]
+    endpoints = (
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT",
+    )
+    return "otlp" if any(os.environ.get(name) for name in endpoints) else "none"
+
+
+def _resource(service_name: str, instance_id: str | None) -> Resource:
+    attributes = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or service_name}
+    if instance_id is not None:
+        attributes["service.instance.id"] = instance_id
+    return Resource.create(attributes)
+
+
+def _start_traces(
+    resource: Resource, exporter: Exporter, span_directory: Path | None
+) -> Callable[[], object]:
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    if exporter != "none":
+        provider.add_span_processor(BatchSpanProcessor(_span_exporter(exporter)))
+    if span_directory is not None:
+        provider.add_span_processor(
+            BatchSpanProcessor(
+                SpanFileExporter(span_directory), schedule_delay_millis=SPAN_FILE_DELAY_MS
+            )
+        )
+    trace.set_tracer_provider(provider)
+    return provider.shutdown
+
+
+def _span_exporter(exporter: Exporter) -> SpanExporter:
+    if exporter == "console":
+        from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+        return ConsoleSpanExporter()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter()
+
+
+def _start_metrics(resource: Resource, exporter: Exporter) -> Callable[[], object]:
+    readers: list[MetricReader] = []
+    if exporter != "none":
+        from opentelemetry.sdk.metrics.export import (
+            ConsoleMetricExporter,
+            PeriodicExportingMetricReader,
+        )
+
+        if exporter == "console":
+            readers.append(PeriodicExportingMetricReader(ConsoleMetricExporter()))
+        else:
+            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+            readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+    provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+    metrics.set_meter_provider(provider)
+    return lambda: provider.shutdown(timeout_millis=SHUTDOWN_TIMEOUT_MS)
+
+
+def _start_logs(resource: Resource, exporter: Exporter) -> Callable[[], object]:
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter
+
+    from observability.logs import OtelLogHandler
+
+    target: LogRecordExporter
+    if exporter == "console":
+        from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter
+
+        target = ConsoleLogRecordExporter()
+    else:
+        from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+
+        target = OTLPLogExporter()
+    provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_log_record_processor(BatchLogRecordProcessor(target))
+    set_logger_provider(provider)
+    handler = OtelLogHandler(provider)
+    logging.getLogger().addHandler(handler)
+
+    def stop() -> None:
+        logging.getLogger().removeHandler(handler)
+        provider.shutdown()
+
+    return stop
+
+
+def _configure_logging() -> None:
+    from observability.logs import TraceFormatter
+
+    root = logging.getLogger()
+    if not any(isinstance(handler.formatter, TraceFormatter) for handler in root.handlers):
+        handler = logging.StreamHandler()
+        handler.setFormatter(TraceFormatter())
+        root.addHandler(handler)
+    if root.level > logging.INFO or root.level == logging.NOTSET:
+        root.setLevel(logging.INFO)
+    # Chatty at INFO on every connection and rebalance.
+    for name in ("kafka", "aiokafka"):
+        logging.getLogger(name).setLevel(logging.WARNING)
