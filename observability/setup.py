@@ -1,4 +1,4 @@
-"""Start OpenTelemetry in a process: traces, metrics and logs, from the standard ``OTEL_*`` variables.
+"""Start OpenTelemetry in a process: traces, metrics and logs, from the ``OTEL_*`` variables.
 
 Nothing leaves the process unless a variable asks for it: ``OTEL_TRACES_EXPORTER``,
 ``OTEL_METRICS_EXPORTER`` and ``OTEL_LOGS_EXPORTER`` (``none``, ``console`` or ``otlp``), or an

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from infra.contracts.events import GenerationResult, SamplingParameters
-from producers.client import GenerationClient, GenerationHandle
+from producers.client import GenerationClient
 from producers.demo.prompts import DemoPrompt
+from producers.handle import GenerationHandle
 
 ANSWER_TIMEOUT_S = 120.0
 

@@ -1,0 +1,254 @@
+"""Publish generation requests and read their answers. Needs neither torch nor vllm nor faust.
+
+One client serves thousands of outstanding requests: it owns one idempotent producer and two
+reading threads. Chunks come on the one partition that the client chose and names in its requests.
+Results are keyed by request id and so lie on every partition; the client reads them all from the
+moment it was made and keeps its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from infra.contracts import catalogue, codec
+from infra.contracts.bus import Bus, Reader, Record, RecordPosition
+from infra.contracts.errors import ContractError, FeedloomError
+from infra.contracts.events import (
+    GenerationCancellation,
+    GenerationChunk,
+    GenerationRequest,
+    GenerationResult,
+    ReplyAddress,
+    SamplingParameters,
+)
+from infra.kafka.bus import connect
+from infra.settings import Settings
+from observability.propagation import extract, inject
+from producers.errors import ClientClosed
+from producers.handle import GenerationHandle
+
+log = logging.getLogger(__name__)
+tracer = trace.get_tracer("feedloom.producers")
+
+POLL_S = 0.2
+
+
+class GenerationClient:
+    """A context manager. ``source`` names the publishing service in CloudEvents headers."""
+
+    def __init__(self, bus: Bus, *, source: str) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._open: dict[str, GenerationHandle] = {}
+        self._closing = threading.Event()
+        self._publisher = bus.publisher(client_id=source)
+        count = len(bus.end_offsets(catalogue.CHUNKS.name))
+        self.reply_partition = random.randrange(count)
+        readers = [
+            bus.reader([catalogue.CHUNKS.name], start="latest", partitions=[self.reply_partition]),
+            bus.reader([catalogue.RESULTS.name], start="latest"),
+        ]
+        accepts = [self._accept_chunk, self._accept_result]
+        self._threads = [
+            threading.Thread(
+                target=self._read, args=(reader, accept), name=f"{source}-reader", daemon=True
+            )
+            for reader, accept in zip(readers, accepts, strict=True)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @classmethod
+    def connect(cls, settings: Settings, *, source: str) -> Self:
+        """A client on the broker that the settings name."""
+        return cls(connect(settings), source=source)
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        model: str = "default",
+        sampling: SamplingParameters | None = None,
+        affinity_key: str | None = None,
+        ttl_s: float | None = None,
+        tenant: str | None = None,
+        user: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+    ) -> GenerationHandle:
+        """Publish one request; returns at once.
+
+        ``affinity_key`` (a conversation, a tenant, a shared prefix) keeps requests on one worker.
+        After ``ttl_s`` seconds the request is no longer worth an answer.
+
+        Raises:
+            ClientClosed: the client was closed.
+            ValueError: ``request_id`` is still outstanding on this client.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        request = GenerationRequest(
+            request_id=request_id or str(uuid4()),
+            submit_id=str(uuid4()),
+            prompt=prompt,
+            created_at_ms=now_ms,
+            model=model,
+            sampling=sampling or SamplingParameters(),
+            affinity_key=affinity_key,
+            reply=ReplyAddress(partition=self.reply_partition),
+            deadline_ms=None if ttl_s is None else now_ms + int(1000 * ttl_s),
+            tenant=tenant,
+            user=user,
+            metadata=dict(metadata or {}),
+        )
+        topic = catalogue.REQUESTS.name
+        with tracer.start_as_current_span(
+            f"send {topic}",
+            kind=SpanKind.PRODUCER,
+            attributes={
+                "messaging.system": "kafka",
+                "messaging.operation.type": "send",
+                "messaging.destination.name": topic,
+                "feedloom.request.id": request.request_id,
+            },
+        ) as span:
+            handle = GenerationHandle(
+                request,
+                trace_id=f"{span.get_span_context().trace_id:032x}",
+                cancel=lambda reason: self._cancel(request.request_id, reason),
+            )
+            with self._lock:
+                if self._closing.is_set():
+                    raise ClientClosed("the client is closed")
+                if request.request_id in self._open:
+                    raise ValueError(f"request {request.request_id} is still outstanding")
+                self._open[request.request_id] = handle
+            key = request.affinity_key or request.request_id
+            headers = codec.event_headers(request, event_id=request.submit_id, source=self._source)
+            future = self._publisher.publish(
+                topic, key=key.encode(), value=codec.encode(request), headers=inject(headers)
+            )
+        future.add_done_callback(lambda done: self._published(handle, done))
+        return handle
+
+    @property
+    def outstanding(self) -> int:
+        """Requests without a result yet."""
+        with self._lock:
+            return sum(not handle.done for handle in self._open.values())
+
+    def close(self) -> None:
+        """Flush, stop reading, fail what is outstanding with ClientClosed. Safe to call twice."""
+        with self._lock:
+            if self._closing.is_set():
+                return
+            self._closing.set()
+            abandoned = list(self._open.values())
+            self._open.clear()
+        self._publisher.close()
+        for thread in self._threads:
+            thread.join()
+        for handle in abandoned:
+            handle.fail(ClientClosed(f"closed before {handle.request.request_id} was answered"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _cancel(self, request_id: str, reason: str | None) -> None:
+        event = GenerationCancellation(
+            request_id=request_id, created_at_ms=time.time_ns() // 1_000_000, reason=reason
+        )
+        self._publisher.publish(
+            catalogue.CANCELLATIONS.name,
+            key=request_id.encode(),
+            value=codec.encode(event),
+            headers=inject(codec.event_headers(event, event_id=str(uuid4()), source=self._source)),
+        )
+
+    def _published(self, handle: GenerationHandle, done: Future[RecordPosition]) -> None:
+        error = done.exception()
+        if error is not None:
+            with self._lock:
+                self._open.pop(handle.request.request_id, None)
+            handle.fail(error)
+
+    def _read(self, reader: Reader, accept: Callable[[Record], None]) -> None:
+        try:
+            while not self._closing.is_set():
+                self._dispatch(reader.poll(POLL_S), accept)
+        except FeedloomError as error:
+            with self._lock:
+                handles = list(self._open.values())
+            for handle in handles:
+                handle.fail(error)
+        finally:
+            reader.close()
+
+    def _dispatch(self, records: Sequence[Record], accept: Callable[[Record], None]) -> None:
+        for record in records:
+            if record.value is None:
+                continue
+            try:
+                accept(record)
+            except ContractError as error:
+                log.warning(
+                    "unreadable record on %s/%d at %d: %s",
+                    record.topic,
+                    record.partition,
+                    record.offset,
+                    error,
+                )
+
+    def _accept_chunk(self, record: Record) -> None:
+        # Other clients share the partition: their records are told apart by key, undecoded.
+        handle = self._handle_of(record)
+        if handle is not None and record.value is not None:
+            chunk = codec.decode(record.value, GenerationChunk)
+            if chunk.submit_id == handle.request.submit_id:
+                handle.accept_chunk(chunk)
+                # The handle must outlive its result here: chunks may come after it.
+                if chunk.final and handle.done:
+                    self._forget(handle)
+
+    def _accept_result(self, record: Record) -> None:
+        handle = self._handle_of(record)
+        if handle is None or record.value is None:
+            return
+        result = codec.decode(record.value, GenerationResult)
+        if result.submit_id != handle.request.submit_id:
+            return
+        with tracer.start_as_current_span(
+            f"process {catalogue.RESULTS.name}",
+            context=extract(record.headers),
+            kind=SpanKind.CONSUMER,
+            attributes={"feedloom.request.id": result.request_id},
+        ):
+            handle.accept_result(result)
+        if handle.chunks_finished:
+            self._forget(handle)
+
+    def _handle_of(self, record: Record) -> GenerationHandle | None:
+        with self._lock:
+            return self._open.get((record.key or b"").decode("utf-8", "replace"))
+
+    def _forget(self, handle: GenerationHandle) -> None:
+        with self._lock:
+            self._open.pop(handle.request.request_id, None)

@@ -1,0 +1,152 @@
+"""``feedloom generate``, ``feedloom publish`` and ``feedloom feedback``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Literal
+
+import click
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--stream", is_flag=True, help="Show tokens as they arrive.")
+@click.option("--model", default="default", show_default=True)
+@click.option("--max-tokens", default=128, show_default=True)
+@click.option("--temperature", default=0.7, show_default=True)
+@click.option("--seed", type=int, help="The same seed on the same version gives the same text.")
+@click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
+def generate(
+    prompt: str,
+    stream: bool,
+    model: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    timeout_s: float,
+    as_json: bool,
+) -> None:
+    """Ask for one completion of PROMPT; its request id goes to standard error."""
+    from infra.contracts import codec
+    from infra.contracts.events import SamplingParameters
+    from infra.settings import load_settings
+    from observability.setup import configure_telemetry
+    from producers.client import GenerationClient
+
+    settings = load_settings()
+    sampling = SamplingParameters(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    with (
+        configure_telemetry("feedloom-cli", settings.telemetry),
+        GenerationClient.connect(settings, source="feedloom-cli") as client,
+    ):
+        handle = client.submit(prompt, model=model, sampling=sampling, ttl_s=timeout_s)
+        if stream and not as_json:
+            for chunk in handle.stream(timeout_s):
+                click.echo(chunk.text, nl=False)
+            click.echo()
+        result = handle.result(timeout_s)
+    if as_json:
+        click.echo(codec.encode(result).decode())
+    elif not stream:
+        click.echo(result.text)
+    click.echo(f"request {result.request_id}", err=True)
+    if result.error is not None:
+        click.echo(f"feedloom: {result.error.message} ({result.error.code})", err=True)
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("prompts", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--results", type=click.Path(dir_okay=False, path_type=Path), required=True)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests a second.")
+@click.option("--max-in-flight", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds each.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def publish(
+    prompts: Path,
+    results: Path,
+    rate: float | None,
+    max_in_flight: int,
+    timeout_s: float,
+    quiet: bool,
+) -> None:
+    """Publish a JSON-lines file of PROMPTS and collect the results, in the order of the file.
+
+    A line is {"prompt": "...", "request_id", "model", "affinity_key": optional strings,
+    "sampling": {...}}. A line that cannot be used is reported with its number; the others still
+    go. Exit status 1 if any line failed.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from infra.settings import load_settings
+    from observability.setup import configure_telemetry
+    from producers.client import GenerationClient
+    from producers.files import publish_lines
+
+    settings = load_settings()
+    console = Console(stderr=True)
+    failed = 0
+    lines = prompts.read_text("utf-8").splitlines()
+    with (
+        configure_telemetry("feedloom-cli", settings.telemetry),
+        GenerationClient.connect(settings, source="feedloom-cli") as client,
+        results.open("w", encoding="utf-8") as output,
+        Progress(console=console, disable=quiet or not console.is_terminal) as bars,
+    ):
+        bar = bars.add_task("answers", total=sum(1 for line in lines if line.strip()))
+        for outcome in publish_lines(
+            client, lines, rate_per_s=rate, max_in_flight=max_in_flight, timeout_s=timeout_s
+        ):
+            output.write(json.dumps(outcome.row, ensure_ascii=False) + "\n")
+            bars.advance(bar)
+            if outcome.error is not None:
+                failed += 1
+                click.echo(f"{prompts}:{outcome.line}: {outcome.error}", err=True)
+    if failed:
+        click.echo(f"feedloom: {failed} of the lines failed; see above", err=True)
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("request_id")
+@click.option("--rating", type=click.Choice(["up", "down"]))
+@click.option("--score", type=float, help="0 to 1.")
+@click.option("--edit", help="The text as it should have been.")
+@click.option("--prefer", nargs=2, metavar="BETTER WORSE", help="Of two answers, the better one.")
+@click.option("--comment")
+def feedback(
+    request_id: str,
+    rating: Literal["up", "down"] | None,
+    score: float | None,
+    edit: str | None,
+    prefer: tuple[str, str] | None,
+    comment: str | None,
+) -> None:
+    """Say what you think of the result of REQUEST_ID."""
+    from infra.kafka.bus import connect
+    from infra.settings import load_settings
+    from observability.setup import configure_telemetry
+    from producers.feedback import FeedbackClient
+
+    if all(given is None for given in (rating, score, edit, prefer, comment)):
+        raise click.UsageError("give --rating, --score, --edit, --prefer or --comment")
+    settings = load_settings()
+    with (
+        configure_telemetry("feedloom-cli", settings.telemetry),
+        FeedbackClient(connect(settings), source="feedloom-cli") as client,
+    ):
+        if rating is not None:
+            client.rate(request_id, rating)
+        if score is not None:
+            client.grade(request_id, score)
+        if edit is not None:
+            client.edit(request_id, edit)
+        if prefer is not None:
+            client.prefer(request_id, *prefer)
+        if comment is not None:
+            client.comment(request_id, comment)
+    click.echo(f"feedback on {request_id} is published")

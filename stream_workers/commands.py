@@ -1,0 +1,38 @@
+"""``feedloom worker``. Faust and vLLM are imported once the command runs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import click
+
+
+@click.command()
+@click.option(
+    "--engine",
+    type=click.Choice(["vllm", "memory"]),
+    default="vllm",
+    show_default=True,
+    help="memory answers with words of the prompt; it needs no vLLM.",
+)
+def worker(engine: Literal["vllm", "memory"]) -> None:
+    """Run a stream worker until SIGTERM or SIGINT."""
+    import asyncio
+
+    from infra.kafka.bus import KafkaBus, resolve_kafka
+    from infra.settings import load_settings
+    from observability.setup import configure_telemetry
+    from stream_workers.service import default_worker_id, run_worker
+
+    settings = load_settings()
+    if settings.worker.worker_id is None:
+        named = settings.worker.model_copy(update={"worker_id": default_worker_id()})
+        settings = settings.model_copy(update={"worker": named})
+    kafka = resolve_kafka(settings)
+    with (
+        configure_telemetry(
+            "feedloom-worker", settings.telemetry, instance_id=settings.worker.worker_id
+        ),
+        KafkaBus(kafka) as bus,
+    ):
+        asyncio.run(run_worker(settings, kafka, bus, engine))

@@ -1,0 +1,72 @@
+"""Joins feedback with the result it speaks of. A pure reducer; the table around it is in ``app``.
+
+Either side may come first. Whenever a result and new feedback meet, the merged example of all
+feedback so far is given out; it replaces the older one under the same key.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from infra.contracts.events import FeedbackExample, FeedbackReceived, GenerationResult
+
+
+class JoinState(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one request id. ``feedback`` in order of arrival, each id once."""
+
+    result: GenerationResult | None = None
+    feedback: tuple[FeedbackReceived, ...] = ()
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(JoinState)
+
+
+def encode_state(state: JoinState) -> bytes:
+    """For the table."""
+    return _ENCODER.encode(state)
+
+
+def decode_state(data: bytes | None) -> JoinState:
+    """From the table; ``None`` is the empty state."""
+    return JoinState() if data is None else _DECODER.decode(data)
+
+
+def join(
+    state: JoinState, event: GenerationResult | FeedbackReceived
+) -> tuple[JoinState, FeedbackExample | None]:
+    """The next state, and the example to publish, if this event completed or changed one.
+
+    Replayed feedback publishes the example again: the first publication may have been lost.
+    """
+    if isinstance(event, GenerationResult):
+        # The first result stands. An error has no answer that feedback could be about.
+        if state.result is not None or event.finish_reason == "error":
+            return state, None
+        state = JoinState(result=event, feedback=state.feedback)
+    elif event.feedback_id not in {known.feedback_id for known in state.feedback}:
+        state = JoinState(result=state.result, feedback=(*state.feedback, event))
+    if state.result is None or not state.feedback:
+        return state, None
+    return state, _merge(state.result, state.feedback)
+
+
+def _merge(result: GenerationResult, feedback: tuple[FeedbackReceived, ...]) -> FeedbackExample:
+    scores = [item.score for item in feedback if item.score is not None]
+    edits = [item.edited_text for item in feedback if item.edited_text is not None]
+    return FeedbackExample(
+        request_id=result.request_id,
+        prompt=result.prompt,
+        output=result.text,
+        model=result.model,
+        model_versions=result.model_versions,
+        feedback_ids=tuple(item.feedback_id for item in feedback),
+        updated_at_ms=max(item.created_at_ms for item in feedback),
+        ups=sum(item.rating == "up" for item in feedback),
+        downs=sum(item.rating == "down" for item in feedback),
+        score=sum(scores) / len(scores) if scores else None,
+        edited_text=edits[-1] if edits else None,
+        pairs=tuple(item.pair for item in feedback if item.pair is not None),
+        comments=tuple(item.comment for item in feedback if item.comment is not None),
+        tenant=result.tenant,
+    )

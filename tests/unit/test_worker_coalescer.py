@@ -1,0 +1,42 @@
+"""Coalescer: nothing lost, nothing renumbered, one end."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_workers.coalescer import Coalescer
+
+DELTAS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 99), max_size=4).map(tuple),
+        st.text(max_size=4),
+        st.floats(0, 0.1),
+        st.sampled_from(["m@1", "m@2"]),
+    ),
+    max_size=60,
+)
+
+
+@given(deltas=DELTAS, size=st.integers(1, 8))
+def test_chunks_keep_everything_in_order(
+    deltas: list[tuple[tuple[int, ...], str, float, str]], size: int
+) -> None:
+    coalescer = Coalescer(interval_s=0.05, max_tokens=size)
+    now, chunks = 0.0, []
+    for tokens, text, gap, version in deltas:
+        now += gap
+        chunks += coalescer.add(tokens, text, version, now)
+    chunks.append(coalescer.finish("m@9", now))
+    assert [chunk.seq for chunk in chunks] == list(range(len(chunks)))
+    assert [chunk.final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert sum((c.token_ids for c in chunks), ()) == sum((d[0] for d in deltas), ())
+    assert "".join(c.text for c in chunks) == "".join(d[1] for d in deltas)
+    first = 0
+    for chunk in chunks:
+        assert chunk.first_token == first
+        first += len(chunk.token_ids)
+
+
+def test_first_token_goes_at_once_then_by_size() -> None:
+    coalescer = Coalescer(interval_s=10, max_tokens=2)
+    sizes = [len(coalescer.add((n,), "x", "m@1", 0.0)) for n in range(5)]
+    assert sizes == [1, 0, 1, 0, 1]
