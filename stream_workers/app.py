@@ -128,10 +128,8 @@ class WorkerApp:
         for spec in (REQUESTS, REQUESTS_BATCH):
             topic = self._topic(spec.name)
             app.agent(topic, name=f"generate-{spec.name}")(self._generate)
-        self._table = app.Table(
-            "feedback-join", key_type=bytes, value_type=bytes,
-            key_serializer="raw", value_serializer="raw",
-        )  # fmt: skip
+        # Raw bytes on the changelog: the application's default serializers.
+        self._table = app.Table("feedback-join", key_type=bytes, value_type=bytes)
         app.agent(self._topic(RESULTS.name), name="join-results")(self._join_results)
         app.agent(self._topic(FEEDBACK.name), name="join-feedback")(self._join_feedback)
         # Kept in attributes: Faust's signals hold their receivers weakly.
