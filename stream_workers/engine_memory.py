@@ -50,11 +50,12 @@ class MemoryEngine:
     async def generate(
         self, request_id: str, prompt: str, sampling: SamplingParameters, version: str
     ) -> AsyncIterator[EngineOutput]:
-        """See the protocol. The same prompt and sampling give the same tokens."""
+        """See the protocol. Prompt, sampling and version decide the tokens."""
         await self._open.wait()
         words = prompt.split()
         seed = sampling.seed if sampling.seed is not None else crc32(prompt.encode())
-        source = random.Random(seed)
+        # Other weights, other words.
+        source = random.Random(f"{seed} {self.version}")
         failing = self.fail_next > 0
         self.fail_next -= failing
         self._active.add(request_id)

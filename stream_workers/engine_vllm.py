@@ -38,13 +38,11 @@ class VllmOptions:
     seed: int = 0
 
 
-def _prepare_environment(options: VllmOptions) -> None:
+def _prepare_environment() -> None:
     """vLLM reads these once, when it is imported or starts its child."""
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    # Whole GiB or a fraction, both are accepted by the CPU platform.
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = f"{options.kv_cache_gb:g}"
 
 
 class VllmEngine:
@@ -61,7 +59,7 @@ class VllmEngine:
     @classmethod
     def build(cls, options: VllmOptions) -> VllmEngine:
         """Load the model. Call inside the loop that will use it; blocks it for seconds."""
-        _prepare_environment(options)
+        _prepare_environment()
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -76,7 +74,9 @@ class VllmEngine:
             "disable_log_stats": True,
             "seed": options.seed,
         }
-        if not on_cpu:
+        if on_cpu:
+            arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gb * 1024**3)
+        else:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         return cls(llm, options, int(llm.model_config.max_model_len))
