@@ -1,0 +1,281 @@
+"""The wire: golden bytes, lenient reading of what is new, strict reading of what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.contracts import codec, schema
+from infra.contracts.catalogue import CATALOGUE, all_topics
+from infra.contracts.errors import MalformedRecord, UnknownEventType, UnsupportedSchemaVersion
+from infra.contracts.events import (
+    EVENT_TYPES,
+    ArtifactFile,
+    ConfigChanged,
+    Event,
+    FeedbackExample,
+    FeedbackReceived,
+    GenerationCancellation,
+    GenerationChunk,
+    GenerationError,
+    GenerationRequest,
+    GenerationResult,
+    Lineage,
+    ModelVersionPublished,
+    OffsetRange,
+    PreferencePair,
+    ReplyAddress,
+    RolloutChanged,
+    SamplingParameters,
+    Timings,
+    VersionSwitch,
+    WorkerStatusReported,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+NOW = 1_700_000_000_000
+
+SAMPLES: tuple[Event, ...] = (
+    GenerationRequest(
+        request_id="r1",
+        submit_id="s1",
+        prompt="Grüße, 世界",
+        created_at_ms=NOW,
+        sampling=SamplingParameters(max_tokens=5, seed=7, stop=("\n",)),
+        affinity_key="talk-1",
+        reply=ReplyAddress(partition=3),
+        deadline_ms=NOW + 1,
+        tenant="t",
+        user="u",
+        metadata={"a": "b"},
+    ),
+    GenerationCancellation(request_id="r1", created_at_ms=NOW, reason="closed"),
+    GenerationChunk(
+        request_id="r1",
+        submit_id="s1",
+        attempt=1,
+        seq=2,
+        first_token=9,
+        token_ids=(4, 5),
+        text=" two",
+        model_version="default@1",
+        emitted_at_ms=NOW,
+        final=True,
+    ),
+    GenerationResult(
+        request_id="r1",
+        submit_id="s1",
+        model="default",
+        prompt="p",
+        text="t",
+        finish_reason="error",
+        prompt_tokens=1,
+        output_tokens=0,
+        model_versions=("default@1", "default@2"),
+        created_at_ms=NOW,
+        finished_at_ms=NOW,
+        worker_id="w",
+        error=GenerationError(code="c", message="m"),
+        timings=Timings(queue_ms=1.5, ttft_ms=2.5, itl_ms=0.5, total_ms=9.0),
+    ),
+    FeedbackReceived(
+        feedback_id="f1",
+        request_id="r1",
+        created_at_ms=NOW,
+        rating="up",
+        score=0.5,
+        edited_text="e",
+        pair=PreferencePair(preferred="a", rejected="b"),
+        comment="c",
+        principal="ada",
+    ),
+    FeedbackExample(
+        request_id="r1",
+        prompt="p",
+        output="o",
+        model="default",
+        model_versions=("default@1",),
+        feedback_ids=("f1",),
+        updated_at_ms=NOW,
+        ups=1,
+        edited_text="e",
+        pairs=(PreferencePair(preferred="a", rejected="b"),),
+    ),
+    ModelVersionPublished(
+        model="default",
+        version="2",
+        kind="full",
+        artifact_uri="file:///m",
+        manifest=(ArtifactFile(path="w", size=1, sha256="0" * 64),),
+        created_at_ms=NOW,
+        lineage=Lineage(
+            parent="1",
+            objective="sft",
+            feedback=(OffsetRange(topic="feedback.examples", partition=0, start=0, end=4),),
+        ),
+        metrics={"heldout_loss_after": 4.5},
+    ),
+    RolloutChanged(
+        model="default", revision=2, stable="1", changed_at_ms=NOW, candidate="2", state="canary"
+    ),
+    ConfigChanged(key="k", value="1", revision=1, changed_at_ms=NOW),
+    WorkerStatusReported(
+        worker_id="w",
+        state="ready",
+        versions={"default": "2"},
+        reported_at_ms=NOW,
+        last_switch=VersionSwitch(
+            model="default",
+            from_version="1",
+            to_version="2",
+            switched_at_ms=NOW,
+            pause_ms=12.5,
+            in_flight=3,
+        ),
+    ),
+)
+
+
+def name_of(event: Event) -> str:
+    return type(event).__name__
+
+
+def test_every_event_has_a_sample() -> None:
+    assert {type(event) for event in SAMPLES} == set(EVENT_TYPES)
+
+
+@pytest.mark.parametrize("event", SAMPLES, ids=name_of)
+def test_the_bytes_on_the_wire_do_not_change(event: Event) -> None:
+    golden = (GOLDEN / f"{name_of(event)}.json").read_bytes()
+    assert codec.encode(event) == golden
+    assert codec.decode_any(golden) == event
+
+
+@pytest.mark.parametrize("event", SAMPLES, ids=name_of)
+def test_unknown_fields_are_left_out_quietly(event: Event) -> None:
+    document = json.loads(codec.encode(event)) | {"added_later": {"deep": [1]}}
+    assert codec.decode_any(json.dumps(document).encode()) == event
+
+
+@pytest.mark.parametrize("event", SAMPLES, ids=name_of)
+def test_samples_agree_with_their_schema(event: Event) -> None:
+    document = json.loads(codec.encode(event))
+    jsonschema.Draft202012Validator(schema.event_schema(name_of(event))).validate(document)
+
+
+def request(**changes: Any) -> bytes:
+    document = json.loads(codec.encode(SAMPLES[0])) | changes
+    return json.dumps({k: v for k, v in document.items() if v != "absent"}).encode()
+
+
+def test_a_newer_minor_version_is_read_and_a_newer_major_refused() -> None:
+    codec.decode(request(schema_version="1.9"), GenerationRequest)
+    with pytest.raises(UnsupportedSchemaVersion, match=r"'2\.0'"):
+        codec.decode(request(schema_version="2.0"), GenerationRequest)
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (request(prompt="absent"), "prompt"),
+        (request(created_at_ms=-1), "created_at_ms"),
+        (request(sampling={"max_tokens": "many"}), "max_tokens"),
+        (request(request_id=""), "request_id"),
+        (b"{", "not a JSON event"),
+        (b"[]", "not a JSON event"),
+        (b'{"type": "GenerationRequest", "prompt": "\xff"}', "not "),
+        (codec.encode(SAMPLES[1]), "expected GenerationRequest, found GenerationCancellation"),
+    ],
+)
+def test_what_is_wrong_is_named(data: bytes, complaint: str) -> None:
+    with pytest.raises(MalformedRecord, match=complaint):
+        codec.decode(data, GenerationRequest)
+
+
+@pytest.mark.parametrize("kind", ["absent", "Unheard"])
+def test_an_unknown_type_is_refused(kind: str) -> None:
+    with pytest.raises(UnknownEventType):
+        codec.decode_any(request(type=kind))
+
+
+def test_feedback_must_say_something() -> None:
+    document = json.loads(codec.encode(SAMPLES[4]))
+    for field in ("rating", "score", "edited_text", "pair", "comment"):
+        document[field] = None
+    with pytest.raises(MalformedRecord, match="says nothing"):
+        codec.decode(json.dumps(document).encode(), FeedbackReceived)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused_as_a_contract_error(data: bytes) -> None:
+    with pytest.raises((MalformedRecord, UnsupportedSchemaVersion, UnknownEventType)):
+        codec.decode_any(data)
+
+
+@given(text=st.text(), ids=st.lists(st.integers(0, 2**31), max_size=9), attempt=st.integers(0, 99))
+def test_chunks_survive_the_wire(text: str, ids: list[int], attempt: int) -> None:
+    event = GenerationChunk(
+        request_id="r",
+        submit_id="s",
+        attempt=attempt,
+        seq=0,
+        first_token=0,
+        token_ids=tuple(ids),
+        text=text.encode("utf-8", "replace").decode(),
+        model_version="default@1",
+        emitted_at_ms=0,
+    )
+    assert codec.decode(codec.encode(event), GenerationChunk) == event
+
+
+def test_a_dead_letter_keeps_its_headers_and_says_where_it_came_from() -> None:
+    headers = codec.dead_letter_headers(
+        [("a", b"1"), (codec.DEAD_LETTER_PREFIX + "topic", b"older")],
+        topic="t",
+        partition=2,
+        offset=9,
+        error=MalformedRecord("why"),
+    )
+    assert headers[0] == ("a", b"1")
+    assert codec.header(headers, codec.DEAD_LETTER_PREFIX + "topic") == "t"
+    assert codec.header(headers, codec.DEAD_LETTER_PREFIX + "offset") == "9"
+    assert codec.header(headers, codec.DEAD_LETTER_PREFIX + "message") == "why"
+    assert len([name for name, _ in headers if name.endswith(".topic")]) == 1
+
+
+@pytest.mark.parametrize("name", schema.documents())
+def test_the_generated_documents_are_up_to_date(name: str) -> None:
+    written = (DOCS / name).read_text("utf-8")
+    assert written == schema.documents()[name], "run `python -m infra.contracts.schema`"
+
+
+def test_the_asyncapi_document_holds_together() -> None:
+    document = schema.asyncapi()
+    addresses = {channel["address"] for channel in document["channels"].values()}
+    assert addresses == {spec.name for spec in CATALOGUE}
+
+    def check(node: Any) -> None:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                target: Any = document
+                for part in node["$ref"].removeprefix("#/").split("/"):
+                    target = target[part]
+            for value in node.values():
+                check(value)
+        elif isinstance(node, list):
+            for value in node:
+                check(value)
+
+    check(document)
+
+
+def test_co_partitioned_topics_have_one_partition_count() -> None:
+    counts = {spec.name: spec.partitions for spec in all_topics()}
+    assert counts["generation.results"] == counts["feedback.events"]
