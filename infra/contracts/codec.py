@@ -55,8 +55,10 @@ def decode_any(data: bytes) -> AnyEvent:
     _check_envelope(data)
     try:
         return _DECODER.decode(data)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise MalformedRecord(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise MalformedRecord(f"not UTF-8: {error}") from error
 
 
 def _check_envelope(data: bytes) -> None:

@@ -23,7 +23,7 @@ def test_faust_still_miscounts_offsets_acked_out_of_order() -> None:
 import faust
 from faust.types import TP
 app = faust.App("t", broker="kafka://127.0.0.1:1", store="memory://")
-consumer = app.transport.create_consumer(lambda message: None)
+consumer = app.consumer
 tp = TP("topic", 0)
 consumer._acked[tp] = [1, 2, 3, 4, 5]
 consumer._committed_offset[tp] = None
