@@ -189,6 +189,8 @@ class InMemoryReader:
         """The next records, each partition's in order; waits up to ``timeout_s`` for one."""
         found: list[Record] = []
         with self._bus.changed:
+            if self._closed:
+                raise RuntimeError("this reader is closed")
             self._bus.changed.wait_for(self._pending, timeout_s)
             for position in list(self._next):
                 log = self._bus.logs[position.topic][position.partition]
@@ -208,7 +210,10 @@ class InMemoryReader:
     def seek(self, position: TopicPartition, offset: int) -> None:
         """Read this partition from ``offset`` next."""
         with self._bus.changed:
+            if position not in self._next:
+                raise RuntimeError(f"{position} is not assigned to this reader")
             self._next[position] = offset
+            self._bus.changed.notify_all()
 
     def close(self) -> None:
         """Leave the group."""
@@ -217,6 +222,7 @@ class InMemoryReader:
                 self._bus.members[self._group].remove(self)
                 self._rebalance()
             self._closed = True
+            self._next = {}
 
     def _pending(self) -> bool:
         return any(len(self._bus.logs[t][p]) > at for (t, p), at in self._next.items())
@@ -226,14 +232,15 @@ class InMemoryReader:
         assert self._group is not None
         members = self._bus.members[self._group]
         committed = self._bus.committed[self._group]
-        for index, member in enumerate(members):
-            mine = member._every[index :: len(members)]
-            member._next = {
-                position: member._next.get(
-                    position, committed.get(position, member._start[position])
-                )
-                for position in mine
-            }
+        dealt: dict[InMemoryReader, dict[TopicPartition, int]] = {each: {} for each in members}
+        for position in sorted({position for each in members for position in each._every}):
+            # Members may read different topics: only those who asked for this one can have it.
+            takers = [each for each in members if position in each._start]
+            taker = takers[position.partition % len(takers)]
+            start = committed.get(position, taker._start[position])
+            dealt[taker][position] = taker._next.get(position, start)
+        for member, positions in dealt.items():
+            member._next = positions
         self._bus.changed.notify_all()
 
 

@@ -33,14 +33,14 @@ class ArtifactStore:
         Putting the same content again returns the same; other content under a name in use raises
         ArtifactRejected.
         """
+        for name in (model, version):
+            # One folder a name: else "a/b" and "1" would share a place with "a" and "b/1".
+            if not name or name.startswith(".") or not {"/", "\\", "\0"}.isdisjoint(name):
+                raise ArtifactRejected(f"{model}/{version} is not a name for an artifact")
         target = self._root / model / version
-        if self._root not in target.resolve().parents:
-            raise ArtifactRejected(f"{model}/{version} is not a name for an artifact")
         manifest = manifest_of(directory)
         if target.exists():
-            if manifest_of(target) != manifest:
-                raise ArtifactRejected(f"{target} already holds another artifact")
-            return target.as_uri(), manifest
+            return self._kept(target, manifest)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=target.parent))
         try:
@@ -48,11 +48,28 @@ class ArtifactStore:
                 copy = staging / file.path
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(directory / file.path, copy)
-            os.chmod(staging, 0o755)
-            os.replace(staging, target)
-        except BaseException:
+                _sync(copy)
+            if manifest_of(staging) != manifest:
+                raise ArtifactRejected(f"{directory} changed while it was copied")
+            staging.chmod(0o755)
+            try:
+                staging.rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
+                # Another process put this version first.
+                self._kept(target, manifest)
+            _sync(target.parent)
+        finally:
             shutil.rmtree(staging, ignore_errors=True)
-            raise
+        return target.as_uri(), manifest
+
+    @staticmethod
+    def _kept(
+        target: Path, manifest: tuple[ArtifactFile, ...]
+    ) -> tuple[str, tuple[ArtifactFile, ...]]:
+        if manifest_of(target) != manifest:
+            raise ArtifactRejected(f"{target} already holds another artifact")
         return target.as_uri(), manifest
 
     def resolve(self, published: ModelVersionPublished) -> str:
@@ -79,6 +96,15 @@ class ArtifactStore:
         if found:
             raise ArtifactRejected(f"{folder} holds a file that was not published: {min(found)}")
         return str(folder)
+
+
+def _sync(path: Path) -> None:
+    """Ask for ``path`` to be on the disk, so that a power cut leaves no renamed empty files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def manifest_of(directory: Path) -> tuple[ArtifactFile, ...]:

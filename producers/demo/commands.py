@@ -26,12 +26,12 @@ def demo(
     """
     from dataclasses import replace
 
-    from observability.setup import configure_telemetry
-    from observability.spans import read_spans, trace_hops
     from rich.console import Console
 
     from infra.local.platform import LocalPlatform
     from infra.settings import TelemetrySettings, load_settings
+    from observability.setup import configure_telemetry
+    from observability.spans import read_spans, trace_hops
     from producers.demo.report import Trace, print_report
     from producers.demo.scenario import Stage, play
 
@@ -90,9 +90,8 @@ def prepare_state(shared: Path) -> Path:
 
     Raises ConfigurationError when an earlier demo's broker still runs there.
     """
-    from infra.kafka.broker import EmbeddedBroker
-
     from infra.contracts.errors import ConfigurationError
+    from infra.kafka.broker import EmbeddedBroker
 
     state = shared / "demo" / "state"
     if state.exists():

@@ -1,0 +1,105 @@
+"""The artifact store: names, races and manifests that point elsewhere."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from infra.contracts.events import ArtifactFile, ModelVersionPublished
+from infra.registry.store import ArtifactRejected, ArtifactStore, manifest_of
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Path:
+    folder = tmp_path / "build"
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(bytes(range(256)) * 400)
+    (folder / "deep" / "er" / "config.json").write_text("{}")
+    (folder / "empty").write_bytes(b"")
+    return folder
+
+
+def published(uri: str, manifest: tuple[ArtifactFile, ...]) -> ModelVersionPublished:
+    return ModelVersionPublished(
+        model="m", version="1", kind="full", artifact_uri=uri, manifest=manifest, created_at_ms=0
+    )
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../b", "a/b", "/a", ".hidden", "a\\b", "a\0"])
+def test_a_name_is_one_folder(tmp_path: Path, build: Path, name: str) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    for model, version in ((name, "1"), ("m", name)):
+        with pytest.raises(ArtifactRejected, match="not a name"):
+            store.put(build, model=model, version=version)
+    assert not (tmp_path / "store").exists()
+
+
+def test_many_putting_one_version_agree(tmp_path: Path, build: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    with ThreadPoolExecutor(8) as pool:
+        puts = [pool.submit(store.put, build, model="m", version="1") for _ in range(16)]
+        outcomes = {put.result(60) for put in puts}
+    ((uri, manifest),) = outcomes
+    assert store.resolve(published(uri, manifest)) == str(tmp_path / "store" / "m" / "1")
+    assert [path.name for path in (tmp_path / "store" / "m").iterdir()] == ["1"]
+
+
+def test_a_failed_put_leaves_nothing_behind(tmp_path: Path, build: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    (build / "link").symlink_to(build / "empty")
+    with pytest.raises(ArtifactRejected, match="link"):
+        store.put(build, model="m", version="1")
+    (build / "link").unlink()
+    (build / "weights.safetensors").chmod(0)
+    if not _readable(build / "weights.safetensors"):
+        with pytest.raises(PermissionError):
+            store.put(build, model="m", version="1")
+    assert not list((tmp_path / "store").rglob("*"))
+
+
+def _readable(path: Path) -> bool:
+    try:
+        path.read_bytes()
+    except PermissionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", ["../build/empty", "/etc/hostname", "deep/../empty", "./empty"])
+def test_a_manifest_cannot_point_elsewhere(tmp_path: Path, build: Path, path: str) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    uri, manifest = store.put(build, model="m", version="1")
+    empty = next(file for file in manifest if file.path == "empty")
+    stray = msgspec.structs.replace(empty, path=path)
+    with pytest.raises(ArtifactRejected, match="missing or has changed"):
+        store.resolve(published(uri, (*manifest, stray)))
+
+
+def test_a_folder_behind_a_link_is_refused(tmp_path: Path, build: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    uri, manifest = store.put(build, model="m", version="1")
+    (tmp_path / "store" / "m" / "1" / "more").symlink_to(build, target_is_directory=True)
+    with pytest.raises(ArtifactRejected, match="more is a link"):
+        store.resolve(published(uri, manifest))
+
+
+def test_without_a_manifest_no_folder_is_trusted(tmp_path: Path, build: Path) -> None:
+    with pytest.raises(ArtifactRejected, match="without a manifest"):
+        ArtifactStore(tmp_path).resolve(published(build.as_uri(), ()))
+
+
+def test_a_file_named_twice_in_a_manifest_is_refused(tmp_path: Path, build: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    uri, manifest = store.put(build, model="m", version="1")
+    with pytest.raises(ArtifactRejected):
+        store.resolve(published(uri, (*manifest, manifest[0])))
+
+
+def test_a_space_in_the_path_survives_the_uri(tmp_path: Path, build: Path) -> None:
+    store = ArtifactStore(tmp_path / "my store %20 ü")
+    uri, manifest = store.put(build, model="m", version="1")
+    assert " " not in uri
+    assert manifest_of(Path(store.resolve(published(uri, manifest)))) == manifest_of(build)

@@ -1,0 +1,145 @@
+"""``feedloom models`` and ``feedloom trainer``. torch is imported once a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def models() -> None:
+    """Build, list and publish model versions."""
+
+
+@models.command()
+@click.option("--force", is_flag=True, help="Build again, even if the model is there.")
+@click.option("--no-register", is_flag=True, help="Build only; needs no broker.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def bootstrap(force: bool, no_register: bool, quiet: bool) -> None:
+    """Build the embedded default model, once, and register it as version 1."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from infra.kafka.bus import connect
+    from infra.settings import load_settings
+    from trainer import bootstrap as building
+
+    settings = load_settings()
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+    ) as bars:
+        bar = bars.add_task("", total=None)
+        built = building.bootstrap(
+            settings,
+            lambda what, done, total: bars.update(
+                bar, description=what, completed=done, total=total
+            ),
+            force=force,
+        )
+    if not quiet:
+        loss = built.metrics["heldout_loss_after"]
+        verb = "built" if built.fresh else "already built"
+        click.echo(f"{built.directory}: {verb}, held-out loss {loss:.3f} nats per token")
+    if no_register:
+        return
+    with connect(settings) as bus:
+        registered = building.register(settings, bus, built)
+    if not quiet:
+        click.echo("registered as version 1" if registered else "the registry has versions already")
+
+
+@models.command(name="list")
+def show() -> None:
+    """List every version, the stable one marked."""
+    from infra.kafka.bus import connect
+    from infra.registry.client import RegistryWatcher
+    from infra.settings import load_settings
+
+    with connect(load_settings()) as bus:
+        watcher = RegistryWatcher(bus)
+        watcher.catch_up()
+        watcher.close()
+    state = watcher.state
+    for model in state.models():
+        stable = state.stable(model)
+        for version in state.versions(model):
+            loss = version.metrics.get("heldout_loss_after")
+            mark = "*" if version == stable else " "
+            scored = f"held-out loss {loss:.3f}" if loss is not None else ""
+            parent = version.lineage.parent or "-"
+            click.echo(f"{mark} {model}@{version.version:6} parent {parent:6} {scored}")
+    if not state.models():
+        click.echo("no version yet: `feedloom models bootstrap`", err=True)
+
+
+@models.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--model", default="default", show_default=True)
+@click.option("--stable", is_flag=True, help="Also make it the stable version.")
+def register(directory: Path, model: str, stable: bool) -> None:
+    """Publish the model in DIRECTORY as the next version."""
+    from infra.contracts.errors import ConfigurationError
+    from infra.contracts.events import Lineage
+    from infra.kafka.bus import connect
+    from infra.registry.client import RegistryWatcher
+    from infra.registry.store import ArtifactStore
+    from infra.settings import load_settings
+    from trainer.publishing import publish, roll_out
+
+    if not (directory / "config.json").is_file():
+        raise ConfigurationError(f"{directory} holds no config.json: it is not a model")
+    settings = load_settings()
+    with connect(settings) as bus:
+        watcher = RegistryWatcher(bus)
+        watcher.catch_up()
+        watcher.close()
+        publisher = bus.publisher(client_id="feedloom-cli")
+        try:
+            version = publish(
+                directory,
+                model=model,
+                lineage=Lineage(
+                    objective="imported", code_version=watcher.state.next_version(model)
+                ),
+                metrics={},
+                store=ArtifactStore(settings.artifacts),
+                state=watcher.state,
+                publisher=publisher,
+            )
+            if stable:
+                roll_out(version, state=watcher.state, publisher=publisher, reason="registered")
+        finally:
+            publisher.close()
+    click.echo(f"published {model}@{version.version}")
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="End after one round.")
+def trainer(once: bool) -> None:
+    """Run the trainer until SIGTERM or SIGINT."""
+    import os
+    import signal
+    import threading
+
+    from infra.kafka.bus import KafkaBus, resolve_kafka
+    from infra.settings import load_settings
+    from observability.setup import configure_telemetry
+    from trainer.service import TrainerService
+
+    settings = load_settings()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    # Answers come first where a worker shares the machine.
+    os.nice(5)
+    with (
+        configure_telemetry("feedloom-trainer", settings.telemetry),
+        KafkaBus(resolve_kafka(settings)) as bus,
+    ):
+        TrainerService(settings, bus, stop=stop).run(once=once)

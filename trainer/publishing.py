@@ -1,0 +1,88 @@
+"""Publishes a trained version once, and rolls it out if it passed the gate."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from infra.contracts.bus import Publisher
+from infra.contracts.events import Lineage, ModelVersionPublished, RolloutChanged
+from infra.registry.client import publish_rollout, publish_version
+from infra.registry.state import RegistryState
+from infra.registry.store import ArtifactStore
+
+log = logging.getLogger(__name__)
+
+
+def published_from(
+    state: RegistryState, model: str, lineage: Lineage
+) -> ModelVersionPublished | None:
+    """The version already trained from this parent and these offsets, if there is one.
+
+    A trainer that died after publishing finds its own work here, and does not publish it twice.
+    """
+    for version in state.versions(model):
+        same_parent = version.lineage.parent == lineage.parent
+        if same_parent and version.lineage.feedback == lineage.feedback:
+            return version
+    return None
+
+
+def publish(
+    directory: Path,
+    *,
+    model: str,
+    lineage: Lineage,
+    metrics: Mapping[str, float],
+    store: ArtifactStore,
+    state: RegistryState,
+    publisher: Publisher,
+) -> ModelVersionPublished:
+    """Store the files in ``directory`` and publish them as the model's next version."""
+    known = published_from(state, model, lineage)
+    if known is not None:
+        log.info("%s@%s already holds this work", model, known.version)
+        return known
+    version = state.next_version(model)
+    uri, manifest = store.put(directory, model=model, version=version)
+    event = ModelVersionPublished(
+        model=model,
+        version=version,
+        kind="full",
+        artifact_uri=uri,
+        manifest=manifest,
+        created_at_ms=time.time_ns() // 1_000_000,
+        lineage=lineage,
+        metrics=dict(metrics),
+    )
+    publish_version(publisher, event)
+    state.apply(event)
+    log.info("published %s@%s", model, version)
+    return event
+
+
+def roll_out(
+    version: ModelVersionPublished, *, state: RegistryState, publisher: Publisher, reason: str
+) -> RolloutChanged:
+    """Make a version the stable one, unless it already is."""
+    current = state.rollout(version.model)
+    if current is not None and current.stable == version.version:
+        return current
+    event = RolloutChanged(
+        model=version.model,
+        revision=(current.revision if current else 0) + 1,
+        stable=version.version,
+        changed_at_ms=time.time_ns() // 1_000_000,
+        actor="feedloom/trainer",
+        reason=reason,
+    )
+    publish_rollout(publisher, event)
+    state.apply(event)
+    return event
+
+
+def passes_gate(loss_before: float, loss_after: float, *, max_increase: float) -> bool:
+    """Whether a version may serve: its held-out loss rose by no more than ``max_increase`` nats."""
+    return loss_after - loss_before <= max_increase
