@@ -3,20 +3,24 @@
 Nothing leaves the process unless a variable asks for it: ``OTEL_TRACES_EXPORTER``,
 ``OTEL_METRICS_EXPORTER`` and ``OTEL_LOGS_EXPORTER`` (``none``, ``console`` or ``otlp``), or an
 ``OTEL_EXPORTER_OTLP_*ENDPOINT``, which means ``otlp``. Sampling, resource attributes, batch sizes
-and headers are read by the SDK itself. OTLP goes over HTTP.
+and headers are read by the SDK itself. OTLP goes over HTTP unless ``OTEL_EXPORTER_OTLP_PROTOCOL``
+says ``grpc``, which needs a package of its own.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from opentelemetry import metrics, trace
-from opentelemetry._logs import set_logger_provider
+from opentelemetry._logs import get_logger_provider, set_logger_provider
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader
@@ -28,8 +32,14 @@ from infra.contracts.errors import ConfigurationError
 from infra.settings import TelemetrySettings
 from observability.spans import SpanFileExporter
 
-SHUTDOWN_TIMEOUT_MS = 5_000
+log = logging.getLogger(__name__)
+
+SHUTDOWN_TIMEOUT_S = 5.0
 SPAN_FILE_DELAY_MS = 200
+OTLP_MODULES = {
+    "http/protobuf": "opentelemetry.exporter.otlp.proto.http",
+    "grpc": "opentelemetry.exporter.otlp.proto.grpc",
+}
 
 Signal = Literal["traces", "metrics", "logs"]
 Exporter = Literal["none", "console", "otlp"]
@@ -41,10 +51,21 @@ class Telemetry:
     def __init__(self, stops: list[Callable[[], object]]) -> None:
         self._stops = stops
 
-    def shutdown(self) -> None:
-        """Flush and stop each signal, within a bound. Safe to call twice."""
-        while self._stops:
-            self._stops.pop()()
+    def shutdown(self, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> None:
+        """Flush and stop all signals at once, and wait ``timeout_s`` for it. Safe to call twice.
+
+        The SDK's own bounds add up to a minute and more when a collector does not answer. What is
+        not out by then is lost; span files are written before anything is sent.
+        """
+        stops, self._stops = self._stops, []
+        threads = [threading.Thread(target=_stop, args=(stop,), daemon=True) for stop in stops]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + timeout_s
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            log.warning("telemetry was not all delivered within %.0f s", timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -58,6 +79,14 @@ class Telemetry:
         self.shutdown()
 
 
+def _stop(stop: Callable[[], object]) -> None:
+    try:
+        stop()
+    except Exception:
+        # MeterProvider.shutdown raises a bare Exception; telemetry must not fail its process.
+        log.warning("telemetry did not stop cleanly", exc_info=True)
+
+
 def configure_telemetry(
     service_name: str, settings: TelemetrySettings, *, instance_id: str | None = None
 ) -> Telemetry:
@@ -67,7 +96,7 @@ def configure_telemetry(
     call leaves the first set in place and only returns something to shut down.
 
     Raises:
-        ConfigurationError: a variable names an exporter that is not known.
+        ConfigurationError: a variable names an exporter or a protocol that is not to be had.
     """
     _configure_logging()
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
@@ -79,7 +108,7 @@ def configure_telemetry(
         stops.append(_start_traces(resource, exporters["traces"], settings.span_directory))
     if not isinstance(metrics.get_meter_provider(), MeterProvider):
         stops.append(_start_metrics(resource, exporters["metrics"]))
-    if exporters["logs"] != "none":
+    if exporters["logs"] != "none" and not isinstance(get_logger_provider(), LoggerProvider):
         stops.append(_start_logs(resource, exporters["logs"]))
     return Telemetry(stops)
 
@@ -99,6 +128,22 @@ def chosen_exporter(signal: Signal) -> Exporter:
     return "otlp" if any(os.environ.get(name) for name in endpoints) else "none"
 
 
+def otlp_exporter(signal: Signal, module: str, name: str) -> Any:
+    """The OTLP exporter class of a signal, by the protocol that the environment asks for."""
+    specific = f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL"
+    variable = specific if os.environ.get(specific) else "OTEL_EXPORTER_OTLP_PROTOCOL"
+    protocol = os.environ.get(variable) or "http/protobuf"
+    package = OTLP_MODULES.get(protocol)
+    if package is None:
+        raise ConfigurationError(f"{variable}={protocol}: use {' or '.join(OTLP_MODULES)}")
+    try:
+        return getattr(import_module(f"{package}.{module}"), name)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{variable}={protocol} needs the package opentelemetry-exporter-otlp-proto-grpc"
+        ) from error
+
+
 def _resource(service_name: str, instance_id: str | None) -> Resource:
     attributes = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or service_name}
     if instance_id is not None:
@@ -110,14 +155,15 @@ def _start_traces(
     resource: Resource, exporter: Exporter, span_directory: Path | None
 ) -> Callable[[], object]:
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    if exporter != "none":
-        provider.add_span_processor(BatchSpanProcessor(_span_exporter(exporter)))
+    # Processors are flushed in this order: the disk must not wait for a collector.
     if span_directory is not None:
         provider.add_span_processor(
             BatchSpanProcessor(
                 SpanFileExporter(span_directory), schedule_delay_millis=SPAN_FILE_DELAY_MS
             )
         )
+    if exporter != "none":
+        provider.add_span_processor(BatchSpanProcessor(_span_exporter(exporter)))
     trace.set_tracer_provider(provider)
     return provider.shutdown
 
@@ -127,9 +173,8 @@ def _span_exporter(exporter: Exporter) -> SpanExporter:
         from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
         return ConsoleSpanExporter()
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    return OTLPSpanExporter()
+    made: SpanExporter = otlp_exporter("traces", "trace_exporter", "OTLPSpanExporter")()
+    return made
 
 
 def _start_metrics(resource: Resource, exporter: Exporter) -> Callable[[], object]:
@@ -143,12 +188,11 @@ def _start_metrics(resource: Resource, exporter: Exporter) -> Callable[[], objec
         if exporter == "console":
             readers.append(PeriodicExportingMetricReader(ConsoleMetricExporter()))
         else:
-            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-
-            readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+            made = otlp_exporter("metrics", "metric_exporter", "OTLPMetricExporter")()
+            readers.append(PeriodicExportingMetricReader(made))
     provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
     metrics.set_meter_provider(provider)
-    return lambda: provider.shutdown(timeout_millis=SHUTDOWN_TIMEOUT_MS)
+    return lambda: provider.shutdown(timeout_millis=1000 * SHUTDOWN_TIMEOUT_S)
 
 
 def _start_logs(resource: Resource, exporter: Exporter) -> Callable[[], object]:
@@ -162,9 +206,7 @@ def _start_logs(resource: Resource, exporter: Exporter) -> Callable[[], object]:
 
         target = ConsoleLogRecordExporter()
     else:
-        from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
-
-        target = OTLPLogExporter()
+        target = otlp_exporter("logs", "_log_exporter", "OTLPLogExporter")()
     provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_log_record_processor(BatchLogRecordProcessor(target))
     set_logger_provider(provider)

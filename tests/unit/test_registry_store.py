@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,25 +48,34 @@ def test_many_putting_one_version_agree(tmp_path: Path, build: Path) -> None:
     assert [path.name for path in (tmp_path / "store" / "m").iterdir()] == ["1"]
 
 
-def test_a_failed_put_leaves_nothing_behind(tmp_path: Path, build: Path) -> None:
-    store = ArtifactStore(tmp_path / "store")
-    (build / "link").symlink_to(build / "empty")
-    with pytest.raises(ArtifactRejected, match="link"):
-        store.put(build, model="m", version="1")
-    (build / "link").unlink()
-    (build / "weights.safetensors").chmod(0)
-    if not _readable(build / "weights.safetensors"):
-        with pytest.raises(PermissionError):
-            store.put(build, model="m", version="1")
-    assert not list((tmp_path / "store").rglob("*"))
+def test_a_failed_put_leaves_nothing_behind(
+    tmp_path: Path, build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[Path] = []
+
+    def copy_until_full(source: Path, target: Path) -> None:
+        if copies:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copies.append(target)
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr("infra.registry.store.shutil.copyfile", copy_until_full)
+    with pytest.raises(OSError, match="No space left"):
+        ArtifactStore(tmp_path / "store").put(build, model="m", version="1")
+    assert copies
+    assert not list((tmp_path / "store" / "m").iterdir())
 
 
-def _readable(path: Path) -> bool:
-    try:
-        path.read_bytes()
-    except PermissionError:
-        return False
-    return True
+def test_a_folder_that_changes_under_the_copy_is_refused(
+    tmp_path: Path, build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy_something_else(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes() + b"later")
+
+    monkeypatch.setattr("infra.registry.store.shutil.copyfile", copy_something_else)
+    with pytest.raises(ArtifactRejected, match="changed while it was copied"):
+        ArtifactStore(tmp_path / "store").put(build, model="m", version="1")
+    assert not list((tmp_path / "store" / "m").iterdir())
 
 
 @pytest.mark.parametrize("path", ["../build/empty", "/etc/hostname", "deep/../empty", "./empty"])

@@ -1,0 +1,69 @@
+"""The command line as a whole: every command answers --help, and mistakes are one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from infra import cli
+from infra.contracts.errors import ConfigurationError, FeedloomError
+
+HEAVY = ("torch", "vllm", "faust", "transformers", "aiokafka", "kafka", "pydantic", "jgo")
+
+
+def test_every_command_has_a_summary_and_the_other_way_round() -> None:
+    context = cli.cli.make_context("feedloom", [], resilient_parsing=True)
+    assert cli.cli.list_commands(context) == sorted(cli.SUMMARIES)
+
+
+@pytest.mark.parametrize("command", sorted(cli.SUMMARIES))
+def test_help_of_a_command_loads_nothing_heavy(command: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom infra.cli import cli\n"
+        f"outcome = CliRunner().invoke(cli, [{command!r}, '--help'])\n"
+        "assert outcome.exit_code == 0, outcome.output\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert finished.stdout.strip() == "[]", finished.stderr
+
+
+def test_an_unknown_command_is_named() -> None:
+    outcome = CliRunner().invoke(cli.cli, ["genrate"])
+    assert outcome.exit_code == 2
+    assert "No such command 'genrate'" in outcome.output
+
+
+def test_a_mistake_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "feedloom.toml").write_text("[worker]\nmodle = 1\n")
+    finished = subprocess.run(
+        [sys.executable, "-c", "from infra.cli import main; main()", "generate", "hello"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("feedloom: settings: worker.modle")
+
+
+@pytest.mark.parametrize("error", [FeedloomError("stop"), ConfigurationError("stop")])
+def test_an_error_of_ours_ends_with_status_1(
+    error: FeedloomError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "cli", failing)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "feedloom: stop\n"
