@@ -98,7 +98,7 @@ class BootstrapSettings(_Section):
     vocab_size: int = 4096
     context: int = 512
     corpus_mb: float = Field(default=24.0, gt=0)
-    compile: bool = True
+    compile: bool = False
     seed: int = 17
 
 

@@ -11,6 +11,7 @@ from opentelemetry.metrics import Counter, Histogram, UpDownCounter, get_meter
 _METER = get_meter("feedloom")
 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+TOKEN_COUNTS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 REQUEST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 TIME_TO_FIRST_TOKEN: Histogram = _METER.create_histogram(
@@ -35,6 +36,7 @@ TOKEN_USAGE: Histogram = _METER.create_histogram(
     "gen_ai.client.token.usage",
     unit="{token}",
     description="Tokens of one request, by gen_ai.token.type.",
+    explicit_bucket_boundaries_advisory=TOKEN_COUNTS,
 )
 REQUESTS_IN_FLIGHT: UpDownCounter = _METER.create_up_down_counter(
     "feedloom.worker.requests.in_flight",

@@ -10,19 +10,21 @@ import json
 import logging
 import os
 import random
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import msgspec
+
 from infra.contracts.bus import Bus
 from infra.contracts.events import Lineage
 from infra.registry.client import RegistryWatcher
 from infra.registry.store import ArtifactStore
 from infra.settings import Settings
-from trainer.corpus import SPLITS, Corpus, Document, assemble, collect
+from trainer.corpus import SPLITS, assemble, collect
+from trainer.openings import demo_prompts
 from trainer.pile import read_shards, shard_paths, write_shards
 from trainer.publishing import publish, roll_out
 
@@ -30,17 +32,10 @@ log = logging.getLogger(__name__)
 
 FIRST_VERSION = "1"
 REPORT = "bootstrap.json"
-BATCH_SIZE = 16
+BATCH_SIZE = 8
 LEARNING_RATE = 3e-3
 MUON_RATE = 0.02
 HELDOUT_BLOCKS = 128
-TOKENIZER_DOCUMENTS = 4000
-
-PROMPT_WORDS = 20
-CONTINUATION_WORDS = 60
-MINIMUM_CONTINUATION = 20
-OPENINGS_PER_DOCUMENT = 3
-_SENTENCE = re.compile(r"[A-Z][A-Za-z' ,`-]+")
 
 Step = Callable[[str, float, float], None]
 """Told of progress: what, done, of how much."""
@@ -68,6 +63,8 @@ def bootstrap(settings: Settings, step: Step, *, force: bool = False) -> Built:
     shutil.rmtree(staging, ignore_errors=True)
     try:
         metrics = _pretrain(settings, staging, step)
+        # The report says that the build is whole: it goes first and comes last.
+        report.unlink(missing_ok=True)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(staging, directory)
     finally:
@@ -134,41 +131,9 @@ def _prepare_text(settings: Settings, step: Step, *, force: bool) -> None:
     # Written last: its presence says that the shards are complete.
     staging = prompts.with_suffix(".part")
     with staging.open("w", encoding="utf-8") as stream:
-        for row in demo_prompts(corpus):
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for opening in demo_prompts(corpus.demo):
+            stream.write(msgspec.json.encode(opening).decode() + "\n")
     os.replace(staging, prompts)
-
-
-def demo_prompts(corpus: Corpus) -> Iterator[dict[str, str]]:
-    """Openings for the demo with what truly follows, none of it trained on.
-
-    Documents are taken in the order of their hashes; every third serves ``heldout``, the others
-    ``feedback``.
-    """
-    for index, document in enumerate(sorted(corpus.demo, key=_digest)):
-        for number, (prompt, continuation) in enumerate(openings(document)):
-            yield {
-                "id": f"{document.digest[:16]}-{number}",
-                "prompt": prompt,
-                "continuation": continuation,
-                "source": document.source,
-                "split": "heldout" if index % 3 == 2 else "feedback",
-            }
-
-
-def openings(document: Document) -> list[tuple[str, str]]:
-    """The first words of the document's longer paragraphs, and the words after them."""
-    found = []
-    for paragraph in document.text.split("\n\n"):
-        words = paragraph.split()
-        if len(words) >= PROMPT_WORDS + MINIMUM_CONTINUATION and _SENTENCE.match(paragraph):
-            following = words[PROMPT_WORDS : PROMPT_WORDS + CONTINUATION_WORDS]
-            found.append((" ".join(words[:PROMPT_WORDS]), " " + " ".join(following)))
-    return found[:OPENINGS_PER_DOCUMENT]
-
-
-def _digest(document: Document) -> str:
-    return document.digest
 
 
 def _pretrain(settings: Settings, directory: Path, step: Step) -> dict[str, float]:
@@ -183,9 +148,7 @@ def _pretrain(settings: Settings, directory: Path, step: Step) -> dict[str, floa
     options = settings.bootstrap
     texts = _texts(settings, "train")
     step("tokenizer", 0, 1)
-    tokenizer = train_tokenizer(
-        texts[:TOKENIZER_DOCUMENTS], vocab_size=options.vocab_size, context=options.context
-    )
+    tokenizer = train_tokenizer(texts, vocab_size=options.vocab_size, context=options.context)
     step("tokenizer", 1, 1)
     end = tokenizer.eos_token_id
     random.Random(options.seed).shuffle(texts)

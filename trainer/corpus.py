@@ -25,7 +25,7 @@ from trainer.prose import normalised, paragraphs, shingles
 Split = Literal["train", "heldout", "demo"]
 SPLITS: tuple[Split, ...] = ("train", "heldout", "demo")
 HELDOUT_SHARE = 0.03
-DEMO_SHARE = 0.07
+DEMO_SHARE = 0.13
 MINIMUM_CHARACTERS = 120
 MAXIMUM_CHARACTERS = 12_000
 MAXIMUM_FAMILIARITY = 0.3

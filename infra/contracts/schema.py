@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 
-from infra.contracts.catalogue import TopicSpec, all_topics
+from infra.contracts.catalogue import CATALOGUE, TopicSpec, all_topics
 from infra.contracts.events import EVENT_TYPES, SCHEMA_VERSION
 
 REF = "#/components/schemas/{name}"
 HOUR_MS = 3_600_000
+BINDING_VERSION = "0.5.0"
 
 
 def schemas() -> dict[str, Any]:
@@ -115,7 +116,19 @@ def _message(name: str) -> dict[str, Any]:
             },
         },
         "payload": {"$ref": REF.format(name=name)},
+        "bindings": {
+            "kafka": {
+                "key": {"type": "string", "description": _key_of(name)},
+                "bindingVersion": BINDING_VERSION,
+            }
+        },
     }
+
+
+def _key_of(name: str) -> str:
+    """What a record of this event is keyed by; the same on every topic that carries it."""
+    (key,) = {spec.key for spec in CATALOGUE if spec.event and spec.event.__name__ == name}
+    return key
 
 
 def _channel(spec: TopicSpec) -> dict[str, Any]:
@@ -133,7 +146,7 @@ def _channel(spec: TopicSpec) -> dict[str, Any]:
                 "topic": spec.name,
                 "partitions": spec.partitions,
                 "topicConfiguration": configuration,
-                "bindingVersion": "0.5.0",
+                "bindingVersion": BINDING_VERSION,
             }
         },
     }

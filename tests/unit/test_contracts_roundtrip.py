@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from infra.contracts import codec, schema
+from infra.contracts.errors import MalformedRecord
 from infra.contracts.events import EVENT_TYPES, Event, FeedbackReceived
 
 # JSON has no lone surrogates, infinities or integers past 64 bits.
@@ -85,5 +86,5 @@ def test_a_required_field_that_is_missing_is_named(kind: type[Event], data: st.D
     for field in information.fields:
         if field.required:
             short = {key: value for key, value in document.items() if key != field.encode_name}
-            with pytest.raises(codec.MalformedRecord, match=f"`{field.encode_name}`"):
+            with pytest.raises(MalformedRecord, match=f"`{field.encode_name}`"):
                 codec.decode(json.dumps(short).encode(), kind)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,45 @@ def test_each_signal_goes_out_once(tmp_path: Path) -> None:
     assert '"deployment.environment.name": "test"' in finished.stdout
     assert "WARNING" not in finished.stderr
     assert [span.service for span in read_spans(tmp_path)] == ["till"]
+
+
+class _Collector(ThreadingHTTPServer):
+    """Takes OTLP over HTTP and keeps the bodies by path."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Intake)
+        self.bodies: dict[str, bytes] = {}
+
+
+class _Intake(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        assert isinstance(self.server, _Collector)
+        self.server.bodies[self.path] = self.server.bodies.get(self.path, b"") + body
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+def test_a_collector_gets_all_three_signals(tmp_path: Path) -> None:
+    with _Collector() as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{collector.server_address[1]}"
+        run(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_EXPORTER_OTLP_COMPRESSION="gzip")
+        collector.shutdown()
+        thread.join()
+    assert set(collector.bodies) == {"/v1/traces", "/v1/metrics", "/v1/logs"}
+    (span,) = read_spans(tmp_path)
+    trace_id = bytes.fromhex(span.trace_id)
+    assert trace_id in collector.bodies["/v1/traces"]
+    # The log line carries the trace that it was written in.
+    assert trace_id in collector.bodies["/v1/logs"]
+    assert b"feedloom.dead_letters" in collector.bodies["/v1/metrics"]
 
 
 @pytest.mark.parametrize(
