@@ -72,7 +72,7 @@ class TrainerSettings(_Section):
     group: str = "feedloom-trainer"
     model: str = "default"
     min_examples: int = Field(default=32, ge=1)
-    """Start a round when this many joined examples are waiting."""
+    """Start a round when this many joined examples that say what was right are waiting."""
     max_wait_s: float = Field(default=3600.0, gt=0)
     """... or when the oldest has waited this long."""
     replay_fraction: float = Field(default=0.5, ge=0, lt=1)
@@ -83,6 +83,8 @@ class TrainerSettings(_Section):
     """Tokens a training sequence."""
     max_loss_increase: float = Field(default=0.05, ge=0)
     """Nats. A version whose held-out loss rose by more is published but not rolled out."""
+    rollout_delay_s: float = Field(default=0.0, ge=0)
+    """Wait this long between publishing a version and rolling it out: time to object."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's own choice."""
     seed: int = 17

@@ -18,6 +18,7 @@ from infra.contracts.bus import Bus, Publisher, Record, TopicPartition
 from infra.contracts.errors import ContractError
 from infra.contracts.events import FeedbackExample, ModelVersionPublished, OffsetRange
 from observability.propagation import extract
+from trainer.curation import target_of
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,15 @@ class FeedbackIntake:
     def waiting(self) -> int:
         """Requests with feedback that no version was trained on yet."""
         return len(self._examples)
+
+    @property
+    def teaching(self) -> int:
+        """Of those that wait, how many say what the answer should have been.
+
+        Feedback on one answer comes in pieces: a thumb down first, the edit a moment later. A
+        round that counted the thumb would train without the edit.
+        """
+        return sum(target_of(example) is not None for example in self._examples.values())
 
     @property
     def waited_s(self) -> float:

@@ -87,7 +87,7 @@ class TrainerService:
             watcher.close()
 
     def _enough(self, intake: FeedbackIntake) -> bool:
-        if intake.waiting >= self._options.min_examples:
+        if intake.teaching >= self._options.min_examples:
             return True
         return intake.waiting > 0 and intake.waited_s >= self._options.max_wait_s
 
@@ -145,6 +145,8 @@ class TrainerService:
             if version is None:
                 version = self._train(parent, lineage, curated, heldout_texts, watcher, publisher)
             if self._passed(version):
+                if self._stop.wait(self._options.rollout_delay_s):
+                    raise TrainingStopped  # the next start finishes the rollout
                 roll_out(
                     version,
                     state=watcher.state,

@@ -55,6 +55,8 @@ def demo(
     environment = {
         "FEEDLOOM_TELEMETRY__SPAN_DIRECTORY": str(spans),
         "FEEDLOOM_TRAINER__MIN_EXAMPLES": str(max(1, demo_settings.prompts * 3 // 4)),
+        # Time to put requests in flight before the switch, which would else come at once.
+        "FEEDLOOM_TRAINER__ROLLOUT_DELAY_S": "2",
     }
     platform_settings = settings.model_copy(update={"home": state})
     telemetry = configure_telemetry("feedloom-demo", TelemetrySettings(span_directory=spans))

@@ -13,6 +13,7 @@ from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus
 from infra.contracts.events import GenerationResult
 from infra.local.platform import LocalPlatform
+from infra.local.watch import PlatformSilent
 from infra.settings import DemoSettings
 from producers.client import GenerationClient
 from producers.demo.judge import judge
@@ -26,7 +27,7 @@ TRAINING_TIMEOUT_S = 420.0
 SWITCH_TIMEOUT_S = 60.0
 SWITCH_IN_FLIGHT = 8
 SWITCH_MAX_TOKENS = 160
-SWITCH_LIMIT = 400
+SWITCH_LIMIT = 1000
 
 Say = Callable[[str], None]
 
@@ -97,12 +98,6 @@ def play(
                 until=_switched(platform, model, child),
                 limit=SWITCH_LIMIT,
             )
-        platform.watch.wait_for(
-            f"a worker that serves {model}@{child}",
-            lambda: platform.watch.serving(model, child),
-            timeout_s=SWITCH_TIMEOUT_S,
-            check=platform.check,
-        )
         with stage.step("compare", f"version {child} on the held-out prompts"):
             after, _ = traffic.burst(heldout, max_tokens=demo.max_tokens)
         sent = dict(traffic.sent)
@@ -212,12 +207,15 @@ def _wait_for_child(platform: LocalPlatform, model: str, parent: str) -> str:
 
 
 def _switched(platform: LocalPlatform, model: str, child: str) -> Callable[[], bool]:
+    """A condition that polls: a worker serves ``child``. Raises PlatformSilent in the end."""
     deadline = time.monotonic() + SWITCH_TIMEOUT_S
 
     def switched() -> bool:
         platform.check()
         platform.watch.poll(0.02)
-        return platform.watch.serving(model, child) or time.monotonic() > deadline
+        if time.monotonic() > deadline:
+            raise PlatformSilent(f"no worker serves {model}@{child} after {SWITCH_TIMEOUT_S:.0f} s")
+        return platform.watch.serving(model, child)
 
     return switched
 

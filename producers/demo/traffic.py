@@ -124,9 +124,12 @@ class Traffic:
                 count += 1
             if not waiting:
                 break
-            if waiting[0][1].done:
+            for _ in range(len(waiting)):
                 prompt, handle = waiting.popleft()
-                answers.append(_answer(prompt, handle))
+                if handle.done:
+                    answers.append(_answer(prompt, handle))
+                else:
+                    waiting.append((prompt, handle))
         for prompt, handle in waiting:
             answers.append(_answer(prompt, handle))
         return answers

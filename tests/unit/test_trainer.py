@@ -189,6 +189,18 @@ def test_intake_goes_on_where_the_last_version_ended() -> None:
     second.close()
 
 
+def test_feedback_that_comes_in_pieces_counts_once_it_says_what_was_right() -> None:
+    bus = InMemoryBus()
+    intake = FeedbackIntake(bus, model="default", start={})
+    publish_examples(bus, example("a", downs=1))
+    intake.poll(1)
+    assert (intake.waiting, intake.teaching) == (1, 0)
+    publish_examples(bus, example("a", downs=1, edited_text="as it should have been"))
+    intake.poll(1)
+    assert (intake.waiting, intake.teaching) == (1, 1)
+    intake.close()
+
+
 def test_positions_take_the_furthest_of_all_versions() -> None:
     def span(start: int, end: int) -> OffsetRange:
         return OffsetRange(topic="t", partition=0, start=start, end=end)
