@@ -79,6 +79,17 @@ class InMemoryBus:
             logs = self.log_of(topic)
             return {TopicPartition(topic, i): len(log) for i, log in enumerate(logs)}
 
+    def offsets_since(self, topic: str, timestamp_ms: int) -> Mapping[TopicPartition, int]:
+        """The first offset at or after a moment; the end where there is none."""
+        with self.changed:
+            return {
+                TopicPartition(topic, index): next(
+                    (record.offset for record in log if record.timestamp_ms >= timestamp_ms),
+                    len(log),
+                )
+                for index, log in enumerate(self.log_of(topic))
+            }
+
     def records(self, topic: str) -> list[Record]:
         """Everything on a topic, partition by partition; for assertions."""
         with self.changed:
@@ -214,6 +225,11 @@ class InMemoryReader:
                 raise RuntimeError(f"{position} is not assigned to this reader")
             self._next[position] = offset
             self._bus.changed.notify_all()
+
+    def position(self, position: TopicPartition) -> int:
+        """The offset read next."""
+        with self._bus.changed:
+            return self._next[position]
 
     def close(self) -> None:
         """Leave the group."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from time import monotonic
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, Self
 
@@ -83,6 +84,10 @@ class Reader(Protocol):
         """Read this partition from ``offset`` next."""
         ...
 
+    def position(self, position: TopicPartition) -> int:
+        """The offset read next; markers of transactions that were passed over count."""
+        ...
+
     def close(self) -> None:
         """Leave the group, if any, and let go of the connection. Safe to call twice."""
         ...
@@ -116,6 +121,10 @@ class Bus(Protocol):
         """The offset after the last readable record of each partition."""
         ...
 
+    def offsets_since(self, topic: str, timestamp_ms: int) -> Mapping[TopicPartition, int]:
+        """The first offset written at or after a moment; the end where there is none."""
+        ...
+
     def close(self) -> None:
         """Let go of what the bus itself holds; publishers and readers are closed by their owner."""
         ...
@@ -128,3 +137,32 @@ class Bus(Protocol):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+
+
+def read_to_end(
+    bus: Bus, topic: str, *, timeout_s: float = 60.0, poll_s: float = 0.2
+) -> list[Record]:
+    """Every record of a topic up to its present end, partition by partition in order.
+
+    Goes by positions, not by counts: markers of transactions and compacted records leave gaps.
+    Raises ``TimeoutError``.
+    """
+    unread = {position: end for position, end in bus.end_offsets(topic).items() if end > 0}
+    found: list[Record] = []
+    reader = bus.reader([topic])
+    deadline = monotonic() + timeout_s
+    try:
+        while unread:
+            if monotonic() > deadline:
+                raise TimeoutError(f"{topic} was not read to its end within {timeout_s:.0f} s")
+            found += [
+                record
+                for record in reader.poll(poll_s)
+                if record.offset < unread.get(TopicPartition(record.topic, record.partition), 0)
+            ]
+            unread = {
+                position: end for position, end in unread.items() if reader.position(position) < end
+            }
+    finally:
+        reader.close()
+    return found

@@ -97,6 +97,25 @@ class KafkaBus:
             consumer.close()
         return {TopicPartition(topic, found.partition): end for found, end in ends.items()}
 
+    def offsets_since(self, topic: str, timestamp_ms: int) -> Mapping[TopicPartition, int]:
+        """The first offset written at or after a moment; the end where there is none."""
+        consumer = self._consumer(None, "earliest")
+        try:
+            asked = [
+                KafkaPartition(self._settings.topic_prefix + topic, partition)
+                for partition in self._partitions(consumer, topic)
+            ]
+            found = consumer.offsets_for_times(dict.fromkeys(asked, timestamp_ms))
+            ends = consumer.end_offsets(asked)
+        finally:
+            consumer.close()
+        return {
+            TopicPartition(topic, each.partition): (
+                ends[each] if found.get(each) is None else found[each].offset
+            )
+            for each in asked
+        }
+
     def close(self) -> None:
         """Nothing to let go of: every client belongs to its publisher or reader."""
 
@@ -237,6 +256,13 @@ class KafkaReader:
         self._consumer.seek(
             KafkaPartition(self._prefix + position.topic, position.partition), offset
         )
+
+    def position(self, position: TopicPartition) -> int:
+        """The offset read next."""
+        at = self._consumer.position(
+            KafkaPartition(self._prefix + position.topic, position.partition)
+        )
+        return int(at)
 
     def close(self) -> None:
         """Leave the group and disconnect."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from infra.contracts.bus import Bus, Reader, Record, TopicPartition
+from infra.contracts.bus import Bus, Reader, Record, TopicPartition, read_to_end
 from infra.contracts.catalogue import FEEDBACK, REGISTRY
 from infra.contracts.errors import ConfigurationError
 from infra.testing import InMemoryBus
@@ -121,6 +121,35 @@ def test_seek_reads_again(bus: Bus) -> None:
     reader.seek(TopicPartition(TOPIC, records[0].partition), records[1].offset)
     assert [record.value for record in read(reader, 1)] == [b"2"]
     reader.close()
+
+
+def test_a_position_follows_what_was_read(bus: Bus) -> None:
+    publish(bus, b"1", b"2", b"3")
+    reader = bus.reader([TOPIC])
+    records = read(reader, 3)
+    where = TopicPartition(TOPIC, records[0].partition)
+    assert reader.position(where) == 3
+    reader.seek(where, 1)
+    assert reader.position(where) == 1
+    reader.close()
+
+
+def test_a_topic_is_read_to_its_present_end(bus: Bus) -> None:
+    publish(bus, b"1", b"2")
+    publish(bus, b"3", key=b"another")
+    assert {record.value for record in read_to_end(bus, TOPIC)} == {b"1", b"2", b"3"}
+    assert read_to_end(bus, REGISTRY.name) == []
+
+
+def test_offsets_are_found_by_time(bus: Bus) -> None:
+    publish(bus, b"1", b"2")
+    reader = bus.reader([TOPIC])
+    first = read(reader, 2)[0]
+    reader.close()
+    where = TopicPartition(TOPIC, first.partition)
+    assert bus.offsets_since(TOPIC, first.timestamp_ms)[where] == 0
+    later = bus.offsets_since(TOPIC, first.timestamp_ms + 3_600_000)
+    assert later == bus.end_offsets(TOPIC)
 
 
 def test_end_offsets_count_every_partition(bus: Bus) -> None:
