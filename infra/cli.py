@@ -17,7 +17,9 @@ GROUP = "feedloom.commands"
 
 # Summaries live here, so that --help need not import torch or vllm to learn them.
 SUMMARIES = {
+    "config": "Show and change dynamic settings.",
     "demo": "Run the whole loop on real Kafka and real vLLM, and print a report.",
+    "dlq": "List, show, replay and drop dead letters.",
     "doctor": "Check Java, ports, disk, memory, model and broker.",
     "feedback": "Say what you think of one result.",
     "generate": "Ask for one completion.",

@@ -24,7 +24,8 @@ class RegistryState:
             versions[event.version] = event
             return True
         known = self._rollouts.get(event.model)
-        if known is not None and event.revision <= known.revision:
+        # Of two with one revision the later stands: it is the one that compaction keeps.
+        if known is not None and (event.revision < known.revision or event == known):
             return False
         self._rollouts[event.model] = event
         return True

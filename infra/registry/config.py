@@ -1,0 +1,137 @@
+"""Publish and watch dynamic configuration (``platform.config``)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from uuid import uuid4
+
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from infra.contracts import catalogue, codec
+from infra.contracts.bus import Bus, Publisher, Record, TopicPartition
+from infra.contracts.config_keys import ConfigState, InvalidSetting, Value, parse
+from infra.contracts.errors import ContractError, FatalError, RetryableError
+from infra.contracts.events import ConfigChanged
+from infra.registry.client import ACKNOWLEDGE_TIMEOUT_S, SOURCE
+from observability.propagation import inject
+
+log = logging.getLogger(__name__)
+tracer = trace.get_tracer("feedloom.registry")
+
+TOPIC = catalogue.CONFIG.name
+
+
+class ConfigOvertaken(RetryableError):
+    """Somebody else changed the same key at the same moment. Look at it before another try."""
+
+
+class ConfigWatcher:
+    """Reads the topic from the beginning, without a group: every process sees every change.
+
+    ``defaults`` (by key) stand in for the catalogue's: a worker gives its static settings.
+    """
+
+    def __init__(self, bus: Bus, defaults: Mapping[str, Value] | None = None) -> None:
+        self.state = ConfigState(defaults)
+        self._bus = bus
+        self._reader = bus.reader([TOPIC])
+        self._next: dict[TopicPartition, int] = {}
+        self._callbacks: list[Callable[[ConfigState], None]] = []
+
+    def on_change(self, callback: Callable[[ConfigState], None]) -> None:
+        """Call back after every poll that changed something, in the thread that polls."""
+        self._callbacks.append(callback)
+
+    def poll(self, timeout_s: float) -> list[str]:
+        """Take in what came; returns the keys that changed, in order.
+
+        A record that cannot be read, or whose value the catalogue does not accept, is logged and
+        passed over, and the value before it stays: one bad writer must not stop every worker.
+        """
+        changed: list[str] = []
+        for record in self._reader.poll(timeout_s):
+            self._next[TopicPartition(record.topic, record.partition)] = record.offset + 1
+            where = f"{record.topic}/{record.partition} at {record.offset}"
+            try:
+                key = self._apply(record)
+            except InvalidSetting as error:
+                log.warning("setting refused on %s: %s", where, error)
+            except ContractError as error:
+                log.warning("unreadable record on %s: %s", where, error)
+            else:
+                if key is not None:
+                    changed.append(key)
+        if changed:
+            for callback in self._callbacks:
+                callback(self.state)
+        return changed
+
+    def _apply(self, record: Record) -> str | None:
+        written_as = (record.key or b"").decode("utf-8", "replace")
+        if record.value is None:
+            return written_as if self.state.forget(written_as) else None
+        event = codec.decode(record.value, ConfigChanged)
+        if event.key != written_as:
+            # Compaction goes by the record's key: it would keep this beside the real one.
+            raise InvalidSetting(f"a change of {event.key!r} under the key {written_as!r}")
+        return event.key if self.state.apply(event) else None
+
+    def catch_up(self, timeout_s: float = 30) -> None:
+        """Poll up to the end that the topic has now. Raises FatalError after ``timeout_s``."""
+        ends = self._bus.end_offsets(TOPIC)
+        deadline = time.monotonic() + timeout_s
+        while any(self._next.get(position, 0) < end for position, end in ends.items()):
+            if time.monotonic() > deadline:
+                raise FatalError(f"{TOPIC} could not be read within {timeout_s:.0f} s")
+            self.poll(0.2)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._reader.close()
+
+
+def publish_config(
+    publisher: Publisher,
+    watcher: ConfigWatcher,
+    key: str,
+    json_text: str,
+    *,
+    now_ms: int,
+    actor: str = "",
+    reason: str = "",
+) -> ConfigChanged:
+    """Publish one change, one revision above the newest, and wait until it stands.
+
+    When this returns, the change is on the topic and every reader prefers it to all before.
+
+    Raises:
+        InvalidSetting: of the key or the value; nothing is published.
+        ConfigOvertaken: another writer was faster, and its change stands.
+        FatalError, DeliveryFailed: the topic cannot be read or written.
+    """
+    parse(key, json_text)
+    watcher.catch_up()
+    event = ConfigChanged(
+        key=key,
+        value=json_text,
+        revision=watcher.state.next_revision(key),
+        changed_at_ms=now_ms,
+        actor=actor,
+        reason=reason,
+    )
+    with tracer.start_as_current_span(f"publish {TOPIC}", kind=SpanKind.PRODUCER):
+        headers = codec.event_headers(event, event_id=str(uuid4()), source=SOURCE)
+        publisher.publish(
+            TOPIC, key=key.encode(), value=codec.encode(event), headers=inject(headers)
+        ).result(ACKNOWLEDGE_TIMEOUT_S)
+    watcher.catch_up()
+    standing = watcher.state.change(key)
+    if standing != event:
+        raise ConfigOvertaken(
+            f"{key} was changed by somebody else at the same moment, and is now "
+            f"{standing.value if standing else 'at its default'}: set it again if that is wrong"
+        )
+    return event
