@@ -63,7 +63,21 @@ class WorkerSettings(_Section):
     kv_cache_gb: float = Field(default=0.5, gt=0)
     """CPU engine only: memory for the KV cache, GiB."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    web_port: int = Field(default=0, ge=0, le=65535)
+    max_queued: int = Field(default=1_000, ge=1)
+    """Requests of one class taken from Kafka and not started; the consumer pauses above it."""
+    session_timeout_s: float = Field(default=10.0, ge=6)
+    """A worker that the broker has not heard of for this long loses its partitions."""
+    transaction_timeout_s: float = Field(default=10.0, ge=1)
+    """The broker rolls back what a dead worker left open after this long."""
+    remember_records: int = Field(default=1_000, ge=0)
+    """How many records below a partition's position are searched for ids already answered."""
+    stuck_s: float = Field(default=300.0, gt=0)
+    """A partition whose oldest request is older than this makes the worker not ready."""
+    join_feedback: bool = True
+    """Also join feedback with results; off where other workers of the group do."""
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    """Serves /healthz and /readyz; 0 picks a free port, unset serves none."""
+    health_host: str = "127.0.0.1"
 
 
 class TrainerSettings(_Section):

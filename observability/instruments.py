@@ -43,10 +43,27 @@ REQUESTS_IN_FLIGHT: UpDownCounter = _METER.create_up_down_counter(
     unit="{request}",
     description="Requests taken from Kafka and not answered yet.",
 )
+REQUESTS_QUEUED: UpDownCounter = _METER.create_up_down_counter(
+    "feedloom.worker.requests.queued",
+    unit="{request}",
+    description="Requests taken from Kafka that wait for admission.",
+)
 DEAD_LETTERS: Counter = _METER.create_counter(
     "feedloom.dead_letters",
     unit="{record}",
     description="Records put on a dead-letter topic, by source topic.",
+)
+COMMIT_DURATION: Histogram = _METER.create_histogram(
+    "feedloom.worker.commit.duration",
+    unit="s",
+    description="How long a transaction of results and offsets took.",
+    explicit_bucket_boundaries_advisory=TOKEN_SECONDS,
+)
+COMMIT_SIZE: Histogram = _METER.create_histogram(
+    "feedloom.worker.commit.size",
+    unit="{request}",
+    description="How many requests one transaction ended.",
+    explicit_bucket_boundaries_advisory=TOKEN_COUNTS,
 )
 SWITCH_PAUSE: Histogram = _METER.create_histogram(
     "feedloom.worker.switch.pause",

@@ -45,10 +45,15 @@ POLL_S = 0.2
 
 
 class GenerationClient:
-    """A context manager. ``source`` names the publishing service in CloudEvents headers."""
+    """A context manager. ``source`` names the publishing service in CloudEvents headers.
 
-    def __init__(self, bus: Bus, *, source: str) -> None:
+    With ``cancel_on_close`` leaving it asks the workers to stop what is still outstanding, as
+    nobody will read it.
+    """
+
+    def __init__(self, bus: Bus, *, source: str, cancel_on_close: bool = False) -> None:
         self._source = source
+        self._cancel_on_close = cancel_on_close
         self._lock = threading.Lock()
         self._open: dict[str, GenerationHandle] = {}
         self._closing = threading.Event()
@@ -135,6 +140,8 @@ class GenerationClient:
                 self._open[request.request_id] = handle
             key = request.affinity_key or request.request_id
             headers = codec.event_headers(request, event_id=request.submit_id, source=self._source)
+            if request.deadline_ms is not None:
+                headers.append((codec.DEADLINE_HEADER, str(request.deadline_ms).encode()))
             future = self._publisher.publish(
                 topic, key=key.encode(), value=codec.encode(request), headers=inject(headers)
             )
@@ -155,6 +162,10 @@ class GenerationClient:
             self._closing.set()
             abandoned = list(self._open.values())
             self._open.clear()
+        if self._cancel_on_close:
+            for handle in abandoned:
+                if not handle.done:
+                    self._cancel(handle.request.request_id, "the client was closed")
         self._publisher.close()
         for thread in self._threads:
             thread.join()

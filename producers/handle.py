@@ -7,8 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from infra.contracts.assembly import ChunkAssembler
 from infra.contracts.events import GenerationChunk, GenerationRequest, GenerationResult
-from producers.assembly import ChunkAssembler
 from producers.errors import ResultTimeout
 
 LATE_CHUNKS_S = 5.0

@@ -1,6 +1,6 @@
 """Tokens into chunks: the first at once, then by time or size. Pure; time is passed in.
 
-A token waits for the next token at most: a chunk is due as soon as ``interval_s`` has passed since
+A token waits for the next token at most: a chunk is due as soon as the interval has passed since
 the last one went out, checked when a token arrives.
 """
 
@@ -8,69 +8,86 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infra.contracts.events import TokenLogprob
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkDraft:
-    """A chunk before it is addressed. ``first_token`` is an index into the answer."""
+    """A chunk before it is addressed. ``first_token`` is an index into its completion."""
 
-    seq: int
     first_token: int
     token_ids: tuple[int, ...]
     text: str
     version: str
-    final: bool = False
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Coalescer:
-    """One attempt's chunks. A chunk never mixes versions."""
+    """One run's chunks of one completion. A chunk never mixes versions.
 
-    def __init__(self, *, interval_s: float, max_tokens: int) -> None:
+    ``first_token``: how many tokens of the completion were emitted by earlier runs.
+    """
+
+    def __init__(self, *, interval_s: float, max_tokens: int, first_token: int = 0) -> None:
         self._interval_s = interval_s
         self._max_tokens = max_tokens
         self._tokens: list[int] = []
         self._text: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
         self._version = ""
-        self._seq = 0
-        self._emitted = 0
+        self._emitted = first_token
         self._last: float | None = None
 
     def add(
-        self, token_ids: tuple[int, ...], text: str, version: str, now_s: float
+        self,
+        token_ids: tuple[int, ...],
+        text: str,
+        version: str,
+        now_s: float,
+        logprobs: tuple[TokenLogprob, ...] = (),
+        *,
+        last: bool = False,
     ) -> list[ChunkDraft]:
-        """Chunks that are due, none to two."""
+        """Chunks that are due, none to two. What comes ``last`` is left for :meth:`finish`."""
         due: list[ChunkDraft] = []
-        if self._pending and version != self._version:
-            due.append(self._take(now_s))
-        self._version = version
+        if version != self._version:
+            if self.pending:
+                due.append(self._take(now_s))
+            self._version = version
         self._tokens += token_ids
-        self._text.append(text)
-        if self._pending and (
+        if text:
+            self._text.append(text)
+        if logprobs:
+            self._logprobs += logprobs
+        if last:
+            return due
+        if (
             self._last is None
             or now_s - self._last >= self._interval_s
             or len(self._tokens) >= self._max_tokens
-        ):
+        ) and self.pending:
             due.append(self._take(now_s))
         return due
 
     def finish(self, version: str, now_s: float) -> ChunkDraft:
-        """The last chunk: what is left, perhaps nothing. Call once."""
-        self._version = self._version if self._pending else version
-        return self._take(now_s, final=True)
+        """What is left, perhaps nothing. Call once."""
+        if not self.pending:
+            self._version = version
+        return self._take(now_s)
 
     @property
-    def _pending(self) -> bool:
-        return bool(self._tokens) or any(self._text)
+    def pending(self) -> bool:
+        """Whether anything waits to go out."""
+        return bool(self._tokens) or bool(self._text)
 
-    def _take(self, now_s: float, *, final: bool = False) -> ChunkDraft:
+    def _take(self, now_s: float) -> ChunkDraft:
         draft = ChunkDraft(
-            seq=self._seq,
             first_token=self._emitted,
             token_ids=tuple(self._tokens),
             text="".join(self._text),
             version=self._version,
-            final=final,
+            logprobs=tuple(self._logprobs),
         )
-        self._seq += 1
         self._emitted += len(self._tokens)
-        self._tokens, self._text, self._last = [], [], now_s
+        self._tokens, self._text, self._logprobs, self._last = [], [], [], now_s
         return draft

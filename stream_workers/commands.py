@@ -15,7 +15,15 @@ import click
     show_default=True,
     help="memory answers with words of the prompt; it needs no vLLM.",
 )
-def worker(engine: Literal["vllm", "memory"]) -> None:
+@click.option(
+    "--token-interval",
+    "token_interval_s",
+    default=0.001,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds a token, of the memory engine.",
+)
+def worker(engine: Literal["vllm", "memory"], token_interval_s: float) -> None:
     """Run a stream worker until SIGTERM or SIGINT."""
     import asyncio
 
@@ -35,4 +43,4 @@ def worker(engine: Literal["vllm", "memory"]) -> None:
         ),
         KafkaBus(kafka) as bus,
     ):
-        asyncio.run(run_worker(settings, kafka, bus, engine))
+        asyncio.run(run_worker(settings, kafka, bus, engine, token_interval_s))

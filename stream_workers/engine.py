@@ -10,14 +10,22 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import msgspec
+
 from infra.contracts.errors import FatalError, RetryableError
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events import ChatMessage, SamplingParameters, TokenLogprob
 
 SwitchPolicy = Literal["keep", "drain"]
+Prompt = str | tuple[ChatMessage, ...]
+"""Text to continue, or a conversation to answer through the model's chat template."""
 
 
 class EngineGenerateError(RetryableError):
     """One generation failed; the engine still works, so the same request may be tried again."""
+
+
+class EmittedMismatch(EngineGenerateError):
+    """Emitted tokens that this engine cannot go on from; the answer must begin anew."""
 
 
 class EngineDead(FatalError):
@@ -29,10 +37,32 @@ class SwitchFailed(RetryableError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineOutput:
-    """New tokens since the last output. ``finish_reason`` is set on the last one only.
+class Emitted:
+    """What another engine has already emitted of an answer: all its deltas so far, joined.
+
+    ``text`` may lag behind ``token_ids``, as engines hold back what they cannot show yet.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineLoad:
+    """How busy the engine is: sequences, the used fraction of the KV cache, its size in tokens."""
+
+    running: int
+    waiting: int
+    kv_cache_usage: float
+    kv_tokens: int
+
+
+class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """New tokens of completion ``index`` since its last output; its last has a ``finish_reason``.
 
     ``version`` is the version that produced the tokens; ``prompt_tokens`` is a count.
+    ``logprobs`` has one entry per token when they were asked for. A struct, as thousands are made
+    per second: it costs 0.1 us, a frozen dataclass 1 us.
     """
 
     token_ids: tuple[int, ...]
@@ -40,19 +70,42 @@ class EngineOutput:
     prompt_tokens: int
     version: str
     finish_reason: Literal["stop", "length"] | None = None
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Engine(Protocol):
     """Generates text with one model whose weights can be switched while it runs."""
 
+    @property
+    def dead(self) -> bool:
+        """Whether nothing will ever run here again: ``generate`` would raise EngineDead."""
+        ...
+
     def generate(
-        self, request_id: str, prompt: str, sampling: SamplingParameters, version: str
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling: SamplingParameters,
+        version: str,
+        *,
+        emitted: Emitted | None = None,
     ) -> AsyncIterator[EngineOutput]:
-        """Deltas, ending with a ``finish_reason``. Closing the iterator frees the request.
+        """Deltas of ``sampling.n`` completions, each ending with a ``finish_reason``.
+
+        The iterator ends after the last completion; closing it early frees the request. With
+        ``emitted`` the answer goes on where another engine left it: the new deltas continue
+        ``emitted.token_ids`` (which count towards ``max_tokens``) and ``emitted.text`` exactly,
+        so the first may carry text without tokens. ``continuation.continuable`` tells which
+        sampling allows it. Greedy tokens are those of an uninterrupted run; sampled ones follow
+        the same distribution, with a seed of their own.
 
         Raises:
             EngineGenerateError: this request failed.
+            EmittedMismatch: ``emitted`` is not of this model, or goes on after the answer's end.
             EngineDead: nothing will ever run here again.
+            RequestRefused: as ``check`` does, and ``invalid_sampling`` where ``emitted`` is given
+                and the sampling is not continuable.
         """
         ...
 
@@ -69,11 +122,16 @@ class Engine(Protocol):
         """
         ...
 
-    def check(self, prompt: str, sampling: SamplingParameters) -> int:
+    def load(self) -> EngineLoad:
+        """As of the engine's last step. Costs nothing: call it for every admission."""
+        ...
+
+    def check(self, prompt: Prompt, sampling: SamplingParameters) -> int:
         """The prompt's token count.
 
         Raises:
-            RequestRefused: ``empty_prompt``, ``prompt_too_long`` or ``invalid_sampling``.
+            RequestRefused: ``empty_prompt``, ``prompt_too_long``, ``invalid_sampling``,
+                ``no_chat_template`` or ``invalid_messages`` (the template refuses them).
         """
         ...
 

@@ -1,27 +1,70 @@
 """vLLM in this process (``AsyncLLM``; its engine core is a child process). Only file importing it.
 
-Building takes seconds during which the event loop is blocked: build before joining a consumer
-group, in the loop that will run the engine.
+Importing and building take seconds during which the event loop is blocked: do both before joining
+a consumer group, in the loop that will run the engine.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events import SamplingParameters, StructuredOutput
+from stream_workers.beam_search import Beam, beam_search, together
+from stream_workers.continuation import AnswerText, continuable, continued_seed, resume
 from stream_workers.engine import (
+    Emitted,
+    EmittedMismatch,
     EngineDead,
     EngineGenerateError,
+    EngineLoad,
     EngineOutput,
-    SwitchFailed,
+    Prompt,
     SwitchPolicy,
 )
-from stream_workers.sampling import check_sampling
+from stream_workers.logprobs import token_logprobs
+from stream_workers.prompt_tokens import PromptTokens
+from stream_workers.sampling import MAX_BEAMS, MAX_LOGPROBS, check_sampling
+from stream_workers.weights import Weights
+
+# vLLM reads these once, when it is imported or starts its child.
+os.environ["VLLM_NO_USAGE_STATS"] = "1"
+os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+# A regex is compiled in the event loop, which stands still meanwhile; vLLM's default is 5 s.
+os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "1")
+
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.exceptions import VLLMError
+from vllm.inputs.engine import tokens_input
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+Deltas = AsyncGenerator[EngineOutput, None]
+_SAME_NAMES = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop_token_ids",
+    "ignore_eos",
+    "logprobs",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,158 +81,364 @@ class VllmOptions:
     seed: int = 0
 
 
-def _prepare_environment() -> None:
-    """vLLM reads these once, when it is imported or starts its child."""
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+class _LoadRecorder(PrometheusStatLogger):  # type: ignore[misc]
+    """Keeps the scheduler's newest figures. Is one of Prometheus so that vLLM adds no other."""
+
+    def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
+        self.running = 0
+        self.kv_cache_usage = 0.0
+
+    def record(self, scheduler_stats: Any, *_arguments: Any, **_named: Any) -> None:
+        if scheduler_stats is not None:
+            self.running = scheduler_stats.num_running_reqs
+            self.kv_cache_usage = scheduler_stats.kv_cache_usage
+
+    def log_engine_initialized(self) -> None:
+        pass
+
+
+class _LeanAsyncLLM(AsyncLLM):  # type: ignore[misc]
+    """Has the scheduler report every step, but keeps no account of every token.
+
+    vLLM switches both with ``log_stats``; the account costs this process 3 us a token, a quarter.
+    """
+
+    def _run_output_handler(self) -> None:
+        self.log_stats = self.output_processor.log_stats = False
+        super()._run_output_handler()
 
 
 class VllmEngine:
     """One model, its weights switched in place. Use :meth:`build`."""
 
-    def __init__(self, llm: Any, options: VllmOptions, max_model_len: int) -> None:
+    def __init__(self, llm: Any, options: VllmOptions) -> None:
         self._llm = llm
-        self._path = options.path
-        self.version = options.version
-        self._max_model_len = max_model_len
+        self._weights = Weights(llm, self._call, options.path, options.version)
+        self._max_model_len = int(llm.model_config.max_model_len)
+        cache = llm.vllm_config.cache_config
+        self._kv_tokens = cache.kv_cache_size_tokens or cache.num_gpu_blocks * cache.block_size
+        (self._recorder,) = llm.logger_manager.stat_loggers
         self._tokenizer = llm.get_tokenizer()
+        self._tokens = PromptTokens(self._tokenizer, context=self._max_model_len)
+        self._verify = lru_cache(maxsize=256)(self._verify_sampling)
         self._closed = False
 
     @classmethod
     def build(cls, options: VllmOptions) -> VllmEngine:
         """Load the model. Call inside the loop that will use it; blocks it for seconds."""
-        _prepare_environment()
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        on_cpu = current_platform.is_cpu()
         arguments: dict[str, Any] = {
             "model": options.path,
             "dtype": options.dtype,
             "max_num_seqs": options.max_num_seqs,
             "max_model_len": options.max_model_len,
-            "enforce_eager": on_cpu,
+            "max_logprobs": max(MAX_LOGPROBS, 2 * MAX_BEAMS),
+            # Fixed: with "auto" whichever request comes first decides it for all later ones.
+            "structured_outputs_config": {"backend": "xgrammar"},
             "disable_log_stats": True,
             "seed": options.seed,
         }
-        if on_cpu:
+        if current_platform.is_cpu():
+            arguments["enforce_eager"] = True
             arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gb * 1024**3)
         else:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
-        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-        return cls(llm, options, int(llm.model_config.max_model_len))
+        llm = _LeanAsyncLLM.from_engine_args(
+            AsyncEngineArgs(**arguments), stat_loggers=[_LoadRecorder]
+        )
+        return cls(llm, options)
 
-    async def generate(
-        self, request_id: str, prompt: str, sampling: SamplingParameters, version: str
-    ) -> AsyncIterator[EngineOutput]:
+    @property
+    def version(self) -> str:
+        """The version whose weights are loaded."""
+        return self._weights.version
+
+    @property
+    def dead(self) -> bool:
+        """See the protocol. vLLM watches its child; it takes milliseconds to notice."""
+        return bool(self._llm.errored)
+
+    def generate(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling: SamplingParameters,
+        version: str,
+        *,
+        emitted: Emitted | None = None,
+    ) -> Deltas:
         """See the protocol. ``version`` salts the prefix cache: KV of older weights is missed."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-        from vllm.v1.engine.exceptions import EngineGenerateError as VllmGenerateError
+        if emitted is not None:
+            return self._continued(request_id, prompt, sampling, version, emitted)
+        if sampling.beam_width is not None:
+            return self._beams(request_id, prompt, sampling, version)
+        return self._sampled(request_id, prompt, sampling, version)
 
-        token_ids = self._tokenizer.encode(prompt)
+    async def _sampled(
+        self, request_id: str, prompt: Prompt, sampling: SamplingParameters, version: str
+    ) -> Deltas:
+        token_ids, top = self._checked(prompt, sampling), sampling.logprobs
+        count, weights = len(token_ids), self._weights
+        params = self._sampling_params(sampling, count)
+        async with self._outputs(request_id, token_ids, params, version) as outputs:
+            async for output in outputs:
+                for one in output.outputs:
+                    reason = one.finish_reason
+                    yield EngineOutput(
+                        token_ids=tuple(one.token_ids),
+                        text=one.text,
+                        prompt_tokens=count,
+                        version=weights.version,
+                        finish_reason=None if reason is None else _finish(reason, request_id),
+                        index=one.index,
+                        logprobs=() if top is None else token_logprobs(one.logprobs, top),
+                    )
+
+    async def _continued(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling: SamplingParameters,
+        version: str,
+        emitted: Emitted,
+    ) -> Deltas:
+        """To vLLM the emitted tokens are prompt; text and stop strings are seen to here."""
+        if not continuable(sampling):
+            raise RequestRefused("invalid_sampling", "this sampling cannot be continued")
+        token_ids, done = self._checked(prompt, sampling), emitted.token_ids
+        count, top = len(token_ids), sampling.logprobs
+        limit = min(sampling.max_tokens, self._max_model_len - count)
         try:
-            async for output in self._llm.generate(
-                {"prompt_token_ids": token_ids, "cache_salt": version},
-                _sampling_params(sampling),
-                request_id,
-            ):
-                completion = output.outputs[0]
-                reason = completion.finish_reason
-                if reason == "error":
-                    raise EngineGenerateError(f"vLLM gave up on {request_id}")
+            self._llm.renderer.validate_token_ids(done)
+        except VLLMError as error:
+            raise EmittedMismatch(str(error)) from error
+        decode = self._decoder(token_ids, sampling)
+        resumed = resume(emitted, sampling, decode, ending=self._ending(sampling), limit=limit)
+        answer, finish = resumed.answer, resumed.finish_reason
+        if resumed.owed or finish is not None:
+            yield EngineOutput(
+                token_ids=(),
+                text=resumed.owed,
+                prompt_tokens=count,
+                version=self.version,
+                finish_reason=finish,
+            )
+        if finish is not None:
+            return
+        params = self._sampling_params(
+            sampling,
+            count,
+            max_tokens=limit - len(done),
+            min_tokens=max(0, min(sampling.min_tokens, limit) - len(done)),
+            seed=continued_seed(sampling.seed, len(done)),
+            stop=[],
+            detokenize=top is not None,
+        )
+        async with self._outputs(request_id, [*token_ids, *done], params, version) as outputs:
+            async for output in outputs:
+                (one,) = output.outputs
+                finish = _finish(one.finish_reason, request_id)
+                kept, stopped = answer.extend(one.token_ids, ends=finish == "stop")
+                finish = "stop" if stopped else finish
                 yield EngineOutput(
-                    token_ids=tuple(completion.token_ids),
-                    text=completion.text,
-                    prompt_tokens=len(token_ids),
+                    token_ids=tuple(one.token_ids[:kept]),
+                    text=answer.take(finished=finish is not None),
+                    prompt_tokens=count,
                     version=self.version,
-                    finish_reason=reason if reason in ("stop", "length") else None,
+                    finish_reason=finish,
+                    logprobs=() if top is None else token_logprobs(one.logprobs[:kept], top),
                 )
+                if finish is not None:
+                    return
+
+    async def _beams(
+        self, request_id: str, prompt: Prompt, sampling: SamplingParameters, version: str
+    ) -> Deltas:
+        """Each step is one request per beam; the prefix cache spares them the tokens before."""
+        token_ids, width = self._checked(prompt, sampling), sampling.beam_width or 1
+        count, ending = len(token_ids), self._ending(sampling)
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprobs=2 * width,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+        async def successors(beam: Beam) -> Mapping[int, float]:
+            before = [*token_ids, *beam.token_ids]
+            async with self._outputs(request_id, before, params, version) as outputs:
+                async for output in outputs:
+                    (one,) = output.outputs
+                    if not one.logprobs:
+                        break
+                    return {token: entry.logprob for token, entry in one.logprobs[0].items()}
+            raise EngineGenerateError(f"vLLM gave up on a beam of {request_id}")
+
+        best = await beam_search(
+            lambda beams: together(map(successors, beams)),
+            width=width,
+            max_tokens=min(sampling.max_tokens, self._max_model_len - count),
+            ending=ending,
+        )
+        for index, beam in enumerate(best[: sampling.n]):
+            answer = AnswerText(sampling, self._decoder(token_ids, sampling))
+            answer.extend(beam.token_ids, ends=beam.finished)
+            yield EngineOutput(
+                token_ids=beam.token_ids,
+                text=answer.take(finished=True),
+                prompt_tokens=count,
+                version=self.version,
+                finish_reason="stop" if beam.finished else "length",
+                index=index,
+            )
+
+    @asynccontextmanager
+    async def _outputs(
+        self, request_id: str, token_ids: list[int], params: Any, version: str
+    ) -> AsyncIterator[AsyncGenerator[Any, None]]:
+        """vLLM's outputs, with its errors as ours. Leaving early frees the request."""
+        # A tokens input with its type is taken as it is; one without goes through a thread.
+        tokens = tokens_input(token_ids, cache_salt=version)
+        try:
+            async with aclosing(self._llm.generate(tokens, params, request_id)) as outputs:
+                yield outputs
         except EngineDeadError as error:
             raise EngineDead(str(error)) from error
-        except (VllmGenerateError, ValueError) as error:
-            raise EngineGenerateError(str(error)) from error
+        except VLLMError as error:
+            raise EngineGenerateError(str(error) or repr(error.__cause__)) from error
 
     async def abort(self, request_id: str) -> None:
         """See the protocol."""
-        await self._llm.abort(request_id)
+        with suppress(EngineDeadError):
+            await self._llm.abort(request_id)
 
     async def switch(self, path: str, version: str, policy: SwitchPolicy) -> float:
-        """Pause, reload in place, drop the prefix cache, resume. See the protocol."""
-        from vllm.v1.engine.exceptions import EngineDeadError
+        """See the protocol."""
+        return await self._weights.switch(path, version, policy)
 
-        started = time.perf_counter()
+    async def _call(self, work: Awaitable[Any]) -> None:
+        """Await ``work``. vLLM leaves calls unanswered that are under way when its child dies."""
+        task = asyncio.ensure_future(work)
         try:
-            await self._llm.pause_generation(mode="keep" if policy == "keep" else "wait")
-            try:
-                await self._reload(path, version)
-            finally:
-                await self._llm.resume_generation()
+            await asyncio.wait(
+                {task, self._llm.output_handler}, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not task.done():
+                raise EngineDead("the engine core died during a call")
+            task.result()
         except EngineDeadError as error:
             raise EngineDead(str(error)) from error
-        return (time.perf_counter() - started) * 1000
+        finally:
+            task.cancel()
 
-    async def _reload(self, path: str, version: str) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError
+    def load(self) -> EngineLoad:
+        """See the protocol. What is unfinished is known here; the rest is a step old."""
+        unfinished = int(self._llm.get_num_unfinished_requests())
+        running = min(self._recorder.running, unfinished)
+        return EngineLoad(
+            running=running,
+            waiting=unfinished - running,
+            kv_cache_usage=self._recorder.kv_cache_usage if unfinished else 0.0,
+            kv_tokens=self._kv_tokens,
+        )
 
-        try:
-            await self._load_weights(path)
-        except EngineDeadError:
-            raise
-        except Exception as error:
-            # collective_rpc hands on whatever the child raised, as a bare Exception.
-            try:
-                await self._load_weights(self._path)
-            except Exception as second:  # noqa: BLE001 - as above
-                raise EngineDead(f"neither new nor old weights load: {second}") from error
-            raise SwitchFailed(f"{version}: {error}") from error
-        await self._llm.update_weight_version(version)
-        self._path, self.version = path, version
+    def check(self, prompt: Prompt, sampling: SamplingParameters) -> int:
+        """See the protocol. Verdicts and tokens are remembered for ``generate``."""
+        return len(self._checked(prompt, sampling))
 
-    async def _load_weights(self, path: str) -> None:
-        await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
-        await self._llm.reset_prefix_cache()
+    def _checked(self, prompt: Prompt, sampling: SamplingParameters) -> list[int]:
+        self._verify(sampling)
+        return self._tokens.of(prompt)
 
-    def check(self, prompt: str, sampling: SamplingParameters) -> int:
-        """See the protocol."""
+    def _verify_sampling(self, sampling: SamplingParameters) -> None:
         check_sampling(sampling)
-        if not prompt:
-            raise RequestRefused("empty_prompt", "the prompt is empty")
+        config = self._llm.vllm_config
         try:
-            _sampling_params(sampling)
-        except ValueError as error:
-            raise RequestRefused("invalid_sampling", str(error)) from error
-        count = len(self._tokenizer.encode(prompt))
-        if count == 0:
-            raise RequestRefused("empty_prompt", "the prompt has no tokens")
-        if count >= self._max_model_len:
-            raise RequestRefused(
-                "prompt_too_long",
-                f"the prompt has {count} tokens; the model's context is {self._max_model_len}, "
-                "and one place is needed for the answer",
+            self._sampling_params(sampling, 0).verify(
+                config.model_config,
+                config.speculative_config,
+                config.structured_outputs_config,
+                self._tokenizer,
             )
-        return count
+        except (VLLMError, ValueError) as error:
+            raise RequestRefused("invalid_sampling", str(error)) from error
+
+    def _sampling_params(
+        self, sampling: SamplingParameters, prompt_tokens: int, **changes: Any
+    ) -> Any:
+        """vLLM's form of ``sampling``, for one request only."""
+        max_tokens = min(sampling.max_tokens, self._max_model_len - prompt_tokens)
+        arguments = {name: getattr(sampling, name) for name in _SAME_NAMES}
+        arguments |= {
+            # Beams are requests of their own.
+            "n": sampling.n if sampling.beam_width is None else 1,
+            "max_tokens": max_tokens,
+            "min_tokens": min(sampling.min_tokens, max_tokens),
+            "stop": list(sampling.stop),
+            "include_stop_str_in_output": sampling.include_stop,
+            "structured_outputs": _structured_params(sampling.structured),
+            "output_kind": RequestOutputKind.DELTA,
+            # Not shared with another request, so vLLM need not copy it deeply.
+            "skip_clone": True,
+        }
+        return SamplingParams(**(arguments | changes))
+
+    def _ending(self, sampling: SamplingParameters) -> frozenset[int]:
+        """The tokens that end an answer: the request's, the tokenizer's and the model's own."""
+        params = self._sampling_params(sampling, 0)
+        params.update_from_generation_config(
+            self._llm.input_processor.generation_config_fields, self._tokenizer.eos_token_id
+        )
+        own = () if params.eos_token_id is None else (params.eos_token_id,)
+        return frozenset((*own, *params.stop_token_ids))
+
+    def _decoder(self, token_ids: list[int], sampling: SamplingParameters) -> Callable[[int], str]:
+        """vLLM's detokenizer after a prompt: the text that each next token adds."""
+        detokenizer = IncrementalDetokenizer.from_new_request(
+            self._tokenizer,
+            EngineCoreRequest(
+                request_id="",
+                prompt_token_ids=token_ids,
+                mm_features=None,
+                sampling_params=self._sampling_params(sampling, len(token_ids)),
+                pooling_params=None,
+                arrival_time=0.0,
+                lora_request=None,
+                cache_salt=None,
+                data_parallel_rank=None,
+            ),
+        )
+
+        def decode(token_id: int) -> str:
+            detokenizer.token_ids.append(token_id)
+            return str(detokenizer.decode_next(token_id))
+
+        return decode
 
     async def close(self) -> None:
         """End the child process too."""
         if not self._closed:
             self._closed = True
             self._llm.shutdown()
+            # vLLM leaves these to the garbage collector, with their threads and descriptors.
+            core = self._llm.engine_core
+            core.ctx.destroy(linger=0)
+            core.resources.ctx.destroy(linger=0)
 
 
-def _sampling_params(sampling: SamplingParameters) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        repetition_penalty=sampling.repetition_penalty,
-        seed=sampling.seed,
-        stop=list(sampling.stop),
-        ignore_eos=sampling.ignore_eos,
-        output_kind=RequestOutputKind.DELTA,
+def _structured_params(structured: StructuredOutput | None) -> Any:
+    if structured is None:
+        return None
+    return StructuredOutputsParams(
+        json=structured.json_schema,
+        regex=structured.regex,
+        choice=None if structured.choice is None else list(structured.choice),
     )
+
+
+def _finish(reason: str | None, request_id: str) -> Literal["stop", "length"] | None:
+    if reason == "stop" or reason == "length":
+        return "stop" if reason == "stop" else "length"
+    if reason is None or reason == "abort":
+        return None
+    raise EngineGenerateError(f"vLLM gave up on {request_id}: {reason}")

@@ -1,25 +1,27 @@
-"""One request from record to final result. Knows nothing of Faust or Kafka clients.
+"""One request from record to outcome. Knows nothing of Faust, Kafka clients or partitions.
 
-``prepare`` decodes and judges without waiting; ``run`` generates and publishes. When ``run``
-returns, the outcome is written and the record may be acknowledged; when it raises, it must not be.
+``prepare`` decodes and judges without waiting. ``run`` generates, publishes chunks, and returns
+the record that ends the request: its result, or its dead letter. Whoever calls it writes that
+record and the request's offset together. When ``run`` raises, the request has no outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from infra.contracts.bus import Record
-from infra.contracts.codec import decode
+from infra.contracts.codec import DEADLINE_HEADER, decode, header
 from infra.contracts.errors import ContractError, MalformedRecord, RequestRefused
 from infra.contracts.events import (
+    Completion,
     FinishReason,
     GenerationCancellation,
     GenerationChunk,
@@ -27,44 +29,55 @@ from infra.contracts.events import (
     GenerationRequest,
     GenerationResult,
     Timings,
+    TokenLogprob,
+)
+from observability.instruments import (
+    REQUEST_DURATION,
+    TIME_PER_OUTPUT_TOKEN,
+    TIME_TO_FIRST_TOKEN,
+    TOKEN_USAGE,
 )
 from observability.propagation import extract
 from stream_workers.coalescer import ChunkDraft, Coalescer
-from stream_workers.engine import Engine, EngineGenerateError, EngineOutput
+from stream_workers.engine import Emitted, Engine, EngineGenerateError, EngineOutput
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
 RequestKey = tuple[str, str]
+T = TypeVar("T", covariant=True)
+R = TypeVar("R")
 
 
-class Sink(Protocol):
-    """Where answers go."""
+class Sink(Protocol[T]):
+    """Where answers go. ``T`` is a record that is ready to be written."""
 
-    async def chunk(self, request: GenerationRequest, chunk: GenerationChunk) -> None:
-        """Enqueue; returns before the broker has it."""
+    async def chunk(
+        self, request: GenerationRequest, chunk: GenerationChunk, source: Record
+    ) -> Awaitable[object]:
+        """Enqueue; what is returned ends when the broker has it."""
         ...
 
-    async def result(self, result: GenerationResult) -> None:
-        """Returns once the broker has it."""
+    def result(self, result: GenerationResult) -> T:
+        """The result as a record."""
         ...
 
-    async def dead_letter(self, record: Record, error: BaseException) -> None:
-        """Returns once the broker has the untouched record."""
+    def dead_letter(self, record: Record, error: BaseException) -> T:
+        """The untouched record, for its dead-letter topic."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class HandlerOptions:
-    """``retries`` counts further attempts; ``recent`` is how many finished requests are known."""
+    """``retries`` counts further attempts. ``cancellations``: how many are remembered."""
 
     worker_id: str
     model: str
     chunk_interval_s: float = 0.05
     chunk_max_tokens: int = 16
     retries: int = 2
-    recent: int = 50_000
+    cancellations: int = 50_000
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
     """A record after judgement. ``cost`` in tokens; 0 when the engine will not be used."""
 
@@ -74,35 +87,77 @@ class Prepared:
     problem: ContractError | RequestRefused | None = None
     cost: int = 0
     prompt_tokens: int = 0
+    deadline_ms: int | None = None
+
+    @property
+    def key(self) -> RequestKey | None:
+        """Tells a request from its re-use: ids of request and submit. ``None`` if unreadable."""
+        if self.request is None:
+            return None
+        return self.request.request_id, self.request.submit_id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended(Generic[R]):
+    """How a request ended: the record to write, and the tokens it took, the prompt's included."""
+
+    record: R
+    tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resumption:
+    """What an earlier owner of the request has emitted, as readers have it."""
+
+    emitted: Emitted
+    versions: tuple[str, ...]
 
 
 @dataclass
 class _Running:
-    done: asyncio.Future[None]
     request: GenerationRequest
     cancelled: bool = False
     scope: asyncio.Timeout | None = None
 
 
 @dataclass
-class _Progress:
-    attempt: int = 0
+class _Answer:
+    """One completion of a request."""
+
+    coalescer: Coalescer
     text: list[str] = field(default_factory=list)
-    tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reason: FinishReason | None = None
+
+
+@dataclass
+class _Progress:
+    epoch: int
+    attempt: int = 0
+    seq: int = 0
+    resumed: int = 0
+    answers: dict[int, _Answer] = field(default_factory=dict)
     versions: list[str] = field(default_factory=list)
     started_s: float | None = None
     first_s: float | None = None
     last_s: float | None = None
+    delivery: Awaitable[object] | None = None
+    on_first_token: Callable[[float], None] | None = None
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(answer.token_ids) for answer in self.answers.values())
 
 
-class RequestHandler:
-    """Many requests at once in one event loop; a request and submit id runs once."""
+class RequestHandler(Generic[R]):
+    """Many requests at once in one event loop."""
 
     def __init__(
         self,
         *,
         engine: Engine,
-        sink: Sink,
+        sink: Sink[R],
         options: HandlerOptions,
         serving: Callable[[], str],
         now_ms: Callable[[], int],
@@ -114,9 +169,12 @@ class RequestHandler:
         self._serving = serving
         self._now_ms = now_ms
         self._monotonic_s = monotonic_s
-        self._running: dict[RequestKey, _Running] = {}
-        self._recent: OrderedDict[RequestKey, None] = OrderedDict()
+        self._running: dict[int, _Running] = {}
+        self._ids: dict[str, set[int]] = {}
+        self._number = 0
         self._cancellations: OrderedDict[str, int] = OrderedDict()
+        self.chunk_interval_s = options.chunk_interval_s
+        self.chunk_max_tokens = options.chunk_max_tokens
 
     @property
     def in_flight(self) -> int:
@@ -132,54 +190,59 @@ class RequestHandler:
             request = decode(record.value, GenerationRequest)
         except ContractError as error:
             return Prepared(record=record, received_s=now, problem=error)
+        deadline = _deadline_ms(record, request)
+        if deadline is not None and self._now_ms() >= deadline:
+            return Prepared(record=record, received_s=now, request=request, deadline_ms=deadline)
         try:
             if request.model != self._options.model:
                 raise RequestRefused(
                     "unknown_model",
                     f"model {request.model!r} is not served here; {self._options.model!r} is",
                 )
-            tokens = self._engine.check(request.prompt, request.sampling)
+            tokens = self._engine.check(request.messages or request.prompt, request.sampling)
         except RequestRefused as error:
             return Prepared(record=record, received_s=now, request=request, problem=error)
         return Prepared(
             record=record,
             received_s=now,
             request=request,
-            cost=tokens + request.sampling.max_tokens,
+            cost=tokens + request.sampling.max_tokens * max(1, request.sampling.n),
             prompt_tokens=tokens,
+            deadline_ms=deadline,
         )
 
     def cancel(self, event: GenerationCancellation) -> None:
         """Stop the request if it runs, or as soon as it comes, if it was created before."""
         self._cancellations[event.request_id] = event.created_at_ms
         self._cancellations.move_to_end(event.request_id)
-        if len(self._cancellations) > self._options.recent:
+        if len(self._cancellations) > self._options.cancellations:
             self._cancellations.popitem(last=False)
-        for running in self._running.values():
-            if running.request.request_id == event.request_id and self._is_cancelled(
-                running.request
-            ):
+        for number in self._ids.get(event.request_id, ()):
+            running = self._running[number]
+            if self._is_cancelled(running.request):
                 running.cancelled = True
                 if running.scope is not None:
                     running.scope.reschedule(0)
 
-    async def run(self, prepared: Prepared) -> None:
-        """Bring the request to its end. Raises EngineDead; cancelling it leaves no result."""
+    async def run(
+        self,
+        prepared: Prepared,
+        *,
+        epoch: int = 0,
+        resumption: Resumption | None = None,
+        on_first_token: Callable[[float], None] | None = None,
+    ) -> Ended[R]:
+        """Bring the request to its end. Raises EngineDead; cancelling it leaves no outcome.
+
+        ``on_first_token`` is told the seconds from the record's receipt to the first token.
+        """
         request = prepared.request
         if request is None:
             assert prepared.problem is not None
-            await self._sink.dead_letter(prepared.record, prepared.problem)
-            return
-        key = (request.request_id, request.submit_id)
-        if key in self._recent:
-            return
-        twin = self._running.get(key)
-        if twin is not None:
-            # Acknowledging this copy early would lose the request if the first one is lost.
-            await asyncio.shield(twin.done)
-            return
-        done = asyncio.get_running_loop().create_future()
-        running = self._running[key] = _Running(done, request, self._is_cancelled(request))
+            return Ended(record=self._sink.dead_letter(prepared.record, prepared.problem))
+        number = self._number = self._number + 1
+        running = self._running[number] = _Running(request, self._is_cancelled(request))
+        self._ids.setdefault(request.request_id, set()).add(number)
         try:
             with _TRACER.start_as_current_span(
                 f"process {prepared.record.topic}",
@@ -192,121 +255,229 @@ class RequestHandler:
                     "messaging.destination.partition.id": str(prepared.record.partition),
                     "messaging.kafka.offset": prepared.record.offset,
                     "feedloom.request.id": request.request_id,
+                    "feedloom.request.epoch": epoch,
                 },
             ):
-                await self._answer(prepared, request, running)
-            self._recent[key] = None
-            if len(self._recent) > self._options.recent:
-                self._recent.popitem(last=False)
-            done.set_result(None)
+                progress = _Progress(epoch, on_first_token=on_first_token)
+                return await self._answer(prepared, request, running, progress, resumption)
         finally:
-            del self._running[key]
-            done.cancel()
+            del self._running[number]
+            ids = self._ids[request.request_id]
+            ids.discard(number)
+            if not ids:
+                del self._ids[request.request_id]
 
     def _is_cancelled(self, request: GenerationRequest) -> bool:
         at = self._cancellations.get(request.request_id)
         return at is not None and at >= request.created_at_ms
 
-    def _expired(self, request: GenerationRequest) -> bool:
-        return request.deadline_ms is not None and self._now_ms() >= request.deadline_ms
+    def _expired(self, prepared: Prepared) -> bool:
+        return prepared.deadline_ms is not None and self._now_ms() >= prepared.deadline_ms
 
     async def _answer(
-        self, prepared: Prepared, request: GenerationRequest, running: _Running
-    ) -> None:
-        progress = _Progress()
+        self,
+        prepared: Prepared,
+        request: GenerationRequest,
+        running: _Running,
+        progress: _Progress,
+        resumption: Resumption | None,
+    ) -> Ended[R]:
         reason: FinishReason
         failure: GenerationError | None = None
         if isinstance(prepared.problem, RequestRefused):
             reason = "error"
             failure = GenerationError(code=prepared.problem.code, message=prepared.problem.message)
         else:
-            reason, failure = await self._attempts(request, running, progress)
-        if failure is not None or not progress.versions:
-            # A request that never reached the engine still ends its chunk stream.
-            await self._publish_chunk(
-                request, progress, self._coalescer().finish(self._serving(), self._monotonic_s())
-            )
-        await self._sink.result(self._result(prepared, request, progress, reason, failure))
-
-    async def _attempts(
-        self, request: GenerationRequest, running: _Running, progress: _Progress
-    ) -> tuple[FinishReason, GenerationError | None]:
-        for attempt in range(self._options.retries + 1):
-            progress.attempt = attempt
-            progress.text, progress.versions, progress.tokens = [], [], 0
-            if running.cancelled:
-                return "cancelled", None
-            if self._expired(request):
-                return "deadline_exceeded", None
-            try:
-                return await self._generate(request, running, progress), None
-            except EngineGenerateError as error:
-                last = error
-        progress.attempt += 1  # fences off the last attempt's chunks
-        progress.text, progress.versions, progress.tokens = [], [], 0
-        return "error", GenerationError(code="engine_error", message=str(last))
-
-    def _coalescer(self) -> Coalescer:
-        return Coalescer(
-            interval_s=self._options.chunk_interval_s, max_tokens=self._options.chunk_max_tokens
+            reason, failure = await self._attempts(prepared, request, running, progress, resumption)
+        await self._end_chunks(prepared, request, progress)
+        result = self._result(prepared, request, progress, reason, failure)
+        # A reader that has the result must be able to have every chunk of it.
+        if progress.delivery is not None:
+            await progress.delivery
+        self._measure(request, result, prepared)
+        return Ended(
+            record=self._sink.result(result), tokens=prepared.prompt_tokens + progress.tokens
         )
 
+    async def _attempts(
+        self,
+        prepared: Prepared,
+        request: GenerationRequest,
+        running: _Running,
+        progress: _Progress,
+        resumption: Resumption | None,
+    ) -> tuple[FinishReason, GenerationError | None]:
+        self._restore(request, progress, resumption)
+        for attempt in range(self._options.retries + 1):
+            if attempt:
+                self._begin_again(request, progress)
+            if running.cancelled:
+                return "cancelled", None
+            if self._expired(prepared):
+                return "deadline_exceeded", None
+            try:
+                return await self._generate(prepared, request, running, progress), None
+            except EngineGenerateError as error:
+                last = error
+            except RequestRefused as error:
+                return "error", GenerationError(code=error.code, message=error.message)
+        progress.answers, progress.versions = {}, []
+        progress.attempt += 1  # fences off the last attempt's chunks
+        progress.seq = 0
+        return "error", GenerationError(code="engine_error", message=str(last))
+
+    def _restore(
+        self, request: GenerationRequest, progress: _Progress, resumption: Resumption | None
+    ) -> None:
+        """Start from what an earlier owner emitted, where an engine can go on from it."""
+        if resumption is None or not _can_continue(request):
+            return
+        emitted = resumption.emitted
+        progress.resumed = len(emitted.token_ids)
+        progress.versions = list(resumption.versions)
+        answer = self._answer_at(progress, 0, len(emitted.token_ids))
+        answer.token_ids, answer.text = list(emitted.token_ids), [emitted.text]
+
+    def _begin_again(self, request: GenerationRequest, progress: _Progress) -> None:
+        """The next attempt goes on from what this one has emitted, where that is possible."""
+        progress.attempt += 1
+        progress.seq = 0
+        if not _can_continue(request):
+            progress.answers, progress.versions = {}, []
+
+    def _answer_at(self, progress: _Progress, index: int, first_token: int = 0) -> _Answer:
+        answer = progress.answers[index] = _Answer(
+            Coalescer(
+                interval_s=self.chunk_interval_s,
+                max_tokens=self.chunk_max_tokens,
+                first_token=first_token,
+            )
+        )
+        return answer
+
     async def _generate(
-        self, request: GenerationRequest, running: _Running, progress: _Progress
+        self,
+        prepared: Prepared,
+        request: GenerationRequest,
+        running: _Running,
+        progress: _Progress,
     ) -> FinishReason:
-        coalescer = self._coalescer()
         serving = self._serving()
-        engine_id = f"{request.request_id}/{request.submit_id}/{progress.attempt}"
+        engine_id = f"{request.request_id}/{request.submit_id}/{progress.epoch}.{progress.attempt}"
         if progress.started_s is None:
             progress.started_s = self._monotonic_s()
+        known = progress.answers.get(0)
+        emitted = None
+        if known is not None and known.token_ids:
+            emitted = Emitted(token_ids=tuple(known.token_ids), text="".join(known.text))
         with _TRACER.start_as_current_span(
             f"generate {request.model}",
             attributes={
-                "gen_ai.operation.name": "text_completion",
+                "gen_ai.operation.name": "chat" if request.messages else "text_completion",
                 "gen_ai.provider.name": "vllm",
                 "gen_ai.request.model": request.model,
                 "gen_ai.request.max_tokens": request.sampling.max_tokens,
+                "feedloom.resumed_tokens": progress.resumed,
             },
         ) as span:
             stream = cast(
                 AsyncGenerator[EngineOutput, None],
-                self._engine.generate(engine_id, request.prompt, request.sampling, serving),
+                self._engine.generate(
+                    engine_id,
+                    request.messages or request.prompt,
+                    request.sampling,
+                    serving,
+                    emitted=emitted,
+                ),
             )
             reason: FinishReason | None = None
             async with aclosing(stream):
-                while reason is None:
-                    output = await self._next(stream, request, running)
+                while True:
+                    output = await self._next(stream, prepared, running)
+                    if output is None:
+                        break
                     if isinstance(output, str):
                         reason = output
                         await self._engine.abort(engine_id)
                         break
-                    now = self._monotonic_s()
-                    self._note(progress, output, now)
-                    for draft in coalescer.add(output.token_ids, output.text, output.version, now):
-                        await self._publish_chunk(request, progress, draft)
-                    reason = output.finish_reason
-                    span.set_attribute("gen_ai.usage.input_tokens", output.prompt_tokens)
-            final = coalescer.finish(
-                progress.versions[-1] if progress.versions else serving, self._monotonic_s()
-            )
+                    await self._take(prepared, request, progress, output)
+            ends = [answer.reason for answer in progress.answers.values()]
+            if reason is None and (None in ends or not ends):
+                raise EngineGenerateError("the engine ended a request without a reason")
             if not progress.versions:
                 progress.versions.append(serving)
-            await self._publish_chunk(request, progress, final)
+            reason = reason or progress.answers[min(progress.answers)].reason
+            assert reason is not None
+            span.set_attribute("gen_ai.usage.input_tokens", prepared.prompt_tokens)
             span.set_attribute("gen_ai.usage.output_tokens", progress.tokens)
             span.set_attribute("gen_ai.response.model", progress.versions[-1])
             span.set_attribute("gen_ai.response.finish_reasons", [reason])
         return reason
 
+    async def _take(
+        self,
+        prepared: Prepared,
+        request: GenerationRequest,
+        progress: _Progress,
+        output: EngineOutput,
+    ) -> None:
+        """One output of the engine into its answer, and out as chunks when they are due."""
+        now = self._monotonic_s()
+        answer = progress.answers.get(output.index)
+        if answer is None:
+            answer = self._answer_at(progress, output.index)
+        answer.text.append(output.text)
+        if output.token_ids:
+            answer.token_ids += output.token_ids
+            if output.version not in progress.versions:
+                progress.versions.append(output.version)
+            if progress.first_s is None:
+                progress.first_s = now
+                if progress.on_first_token is not None:
+                    progress.on_first_token(now - prepared.received_s)
+            progress.last_s = now
+        if output.logprobs:
+            answer.logprobs += output.logprobs
+        answer.reason = output.finish_reason or answer.reason
+        # The last delta of a completion goes out with the mark that ends the answer.
+        due = answer.coalescer.add(
+            output.token_ids,
+            output.text,
+            output.version,
+            now,
+            output.logprobs,
+            last=output.finish_reason is not None,
+        )
+        for draft in due:
+            await self._publish_chunk(prepared, request, progress, output.index, draft)
+
+    async def _end_chunks(
+        self, prepared: Prepared, request: GenerationRequest, progress: _Progress
+    ) -> None:
+        """What the coalescers still hold, and the mark of the end on the last chunk."""
+        now = self._monotonic_s()
+        version = progress.versions[-1] if progress.versions else self._serving()
+        if not progress.answers:
+            # A request that never reached the engine still ends its chunk stream.
+            self._answer_at(progress, 0)
+        held = [index for index, one in progress.answers.items() if one.coalescer.pending]
+        last = held[-1] if held else max(progress.answers)
+        for index in held or [last]:
+            draft = progress.answers[index].coalescer.finish(version, now)
+            await self._publish_chunk(
+                prepared, request, progress, index, draft, final=index == last
+            )
+
     async def _next(
         self,
         stream: AsyncGenerator[EngineOutput, None],
-        request: GenerationRequest,
+        prepared: Prepared,
         running: _Running,
-    ) -> EngineOutput | FinishReason:
-        """The next delta, or why there is none. Only the wait for it can be interrupted."""
+    ) -> EngineOutput | FinishReason | None:
+        """The next delta, ``None`` at the end, or why there is none. Only the wait can be cut."""
         left_s = None
-        if request.deadline_ms is not None:
-            left_s = max(0.0, (request.deadline_ms - self._now_ms()) / 1000)
+        if prepared.deadline_ms is not None:
+            left_s = max(0.0, (prepared.deadline_ms - self._now_ms()) / 1000)
         if running.cancelled:
             return "cancelled"
         try:
@@ -316,38 +487,37 @@ class RequestHandler:
         except TimeoutError:
             return "cancelled" if running.cancelled else "deadline_exceeded"
         except StopAsyncIteration:
-            raise EngineGenerateError("the engine ended a request without a reason") from None
+            return None
         finally:
             running.scope = None
 
-    @staticmethod
-    def _note(progress: _Progress, output: EngineOutput, now_s: float) -> None:
-        progress.text.append(output.text)
-        progress.tokens += len(output.token_ids)
-        if output.token_ids:
-            if output.version not in progress.versions:
-                progress.versions.append(output.version)
-            progress.first_s = now_s if progress.first_s is None else progress.first_s
-            progress.last_s = now_s
-
     async def _publish_chunk(
-        self, request: GenerationRequest, progress: _Progress, draft: ChunkDraft
+        self,
+        prepared: Prepared,
+        request: GenerationRequest,
+        progress: _Progress,
+        index: int,
+        draft: ChunkDraft,
+        *,
+        final: bool = False,
     ) -> None:
-        await self._sink.chunk(
-            request,
-            GenerationChunk(
-                request_id=request.request_id,
-                submit_id=request.submit_id,
-                attempt=progress.attempt,
-                seq=draft.seq,
-                first_token=draft.first_token,
-                token_ids=draft.token_ids,
-                text=draft.text,
-                model_version=draft.version,
-                emitted_at_ms=self._now_ms(),
-                final=draft.final,
-            ),
+        chunk = GenerationChunk(
+            request_id=request.request_id,
+            submit_id=request.submit_id,
+            epoch=progress.epoch,
+            attempt=progress.attempt,
+            seq=progress.seq,
+            index=index,
+            first_token=draft.first_token,
+            token_ids=draft.token_ids,
+            text=draft.text,
+            logprobs=draft.logprobs,
+            model_version=draft.version,
+            emitted_at_ms=self._now_ms(),
+            final=final,
         )
+        progress.seq += 1
+        progress.delivery = await self._sink.chunk(request, chunk, prepared.record)
 
     def _result(
         self,
@@ -364,21 +534,37 @@ class RequestHandler:
         ttft = itl = None
         if progress.first_s is not None:
             ttft = (progress.first_s - received) * 1000
-            if progress.tokens > 1:
-                itl = (end - progress.first_s) * 1000 / (progress.tokens - 1)
+            produced = progress.tokens - progress.resumed
+            if produced > 1:
+                itl = (end - progress.first_s) * 1000 / (produced - 1)
+        indices = sorted(progress.answers)
+        first = progress.answers[indices[0]]
         return GenerationResult(
             request_id=request.request_id,
             submit_id=request.submit_id,
             model=request.model,
             prompt=request.prompt,
-            text="".join(progress.text),
+            messages=request.messages,
+            text="".join(first.text),
             finish_reason=reason,
             prompt_tokens=prepared.prompt_tokens,
             output_tokens=progress.tokens,
             model_versions=tuple(progress.versions),
             created_at_ms=request.created_at_ms,
             finished_at_ms=now_ms,
+            epoch=progress.epoch,
             attempt=progress.attempt,
+            resumed_tokens=progress.resumed,
+            logprobs=tuple(first.logprobs),
+            alternatives=tuple(
+                Completion(
+                    text="".join(answer.text),
+                    finish_reason=answer.reason or reason,
+                    output_tokens=len(answer.token_ids),
+                    logprobs=tuple(answer.logprobs),
+                )
+                for answer in (progress.answers[index] for index in indices[1:])
+            ),
             worker_id=self._options.worker_id,
             tenant=request.tenant,
             user=request.user,
@@ -391,3 +577,41 @@ class RequestHandler:
             ),
             metadata=request.metadata,
         )
+
+    def _measure(
+        self, request: GenerationRequest, result: GenerationResult, prepared: Prepared
+    ) -> None:
+        attributes: dict[str, str] = {
+            "gen_ai.request.model": request.model,
+            "gen_ai.response.model": result.model_versions[-1] if result.model_versions else "",
+        }
+        if result.error is not None:
+            attributes["error.type"] = result.error.code
+        timings = result.timings
+        if timings.ttft_ms is not None:
+            TIME_TO_FIRST_TOKEN.record(timings.ttft_ms / 1000, attributes)
+        if timings.itl_ms is not None:
+            TIME_PER_OUTPUT_TOKEN.record(timings.itl_ms / 1000, attributes)
+        REQUEST_DURATION.record(self._monotonic_s() - prepared.received_s, attributes)
+        for kind, count in (("input", result.prompt_tokens), ("output", result.output_tokens)):
+            TOKEN_USAGE.record(count, {**attributes, "gen_ai.token.type": kind})
+
+
+def _can_continue(request: GenerationRequest) -> bool:
+    """Whether an engine can go on from emitted tokens: one sampled answer, no grammar."""
+    sampling = request.sampling
+    return (
+        sampling.n == 1
+        and sampling.beam_width is None
+        and sampling.structured is None
+        and sampling.logprobs is None
+    )
+
+
+def _deadline_ms(record: Record, request: GenerationRequest) -> int | None:
+    """The earlier of the two deadlines, in the body and in the header; epoch milliseconds."""
+    named = header(record.headers, DEADLINE_HEADER) if record.headers else None
+    if named is None or not named.isdecimal():
+        return request.deadline_ms
+    deadline = int(named)
+    return deadline if request.deadline_ms is None else min(deadline, request.deadline_ms)

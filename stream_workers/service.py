@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import time
 import uuid
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from infra.contracts.bus import Bus, Publisher, RecordPosition
+from infra.contracts.bus import Bus, Publisher, RecordPosition, TopicPartition
 from infra.contracts.catalogue import (
     CANCELLATIONS,
     CHUNKS,
@@ -26,13 +29,23 @@ from infra.contracts.codec import decode, encode, event_headers
 from infra.contracts.errors import ConfigurationError, ContractError, FatalError
 from infra.contracts.events import GenerationCancellation, WorkerStatusReported
 from infra.registry.client import RegistryWatcher
+from infra.registry.config import ConfigWatcher
 from infra.registry.store import ArtifactStore
-from infra.settings import KafkaSettings, Settings
-from stream_workers.app import WorkerApp, faust_app
-from stream_workers.engine import Engine
+from infra.settings import KafkaSettings, Settings, WorkerSettings
+from stream_workers.admission import Limits, Scheduler
+from stream_workers.app import FeedbackJoin, aiokafka_options, faust_app
+from stream_workers.dispatcher import Dispatcher, DispatchOptions
+from stream_workers.engine import Engine, EngineDead
 from stream_workers.handler import HandlerOptions, RequestHandler
+from stream_workers.health import HealthServer, Phase, Vitals
+from stream_workers.outcomes import OutcomeLog
+from stream_workers.recovery import recover
 from stream_workers.sink import KafkaSink
+from stream_workers.slack import BatchPolicy, BatchWindow
+from stream_workers.transactions import Outgoing, TransactionalProducer
 from stream_workers.versions import VersionSwitcher, version_name, wait_for_stable
+
+ENGINE_WATCH_S = 0.5
 
 _LOG = logging.getLogger(__name__)
 EngineKind = Literal["vllm", "memory"]
@@ -43,14 +56,18 @@ def default_worker_id() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
-def build_engine(kind: EngineKind, settings: Settings, path: str, version: str) -> Engine:
+def build_engine(
+    kind: EngineKind, settings: Settings, path: str, version: str, token_interval_s: float
+) -> Engine:
     """Blocks the loop for seconds with vLLM: call before joining the group."""
     worker = settings.worker
     if kind == "memory":
         from stream_workers.engine_memory import MemoryEngine
 
         return MemoryEngine(
-            version=version, max_model_len=worker.max_model_len or 2048, token_interval_s=0.001
+            version=version,
+            max_model_len=worker.max_model_len or 2048,
+            token_interval_s=token_interval_s,
         )
     from stream_workers.engine_vllm import VllmEngine, VllmOptions
 
@@ -104,21 +121,86 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def _follow_cancellations(bus: Bus, handler: RequestHandler) -> None:
+async def _follow_cancellations(bus: Bus, dispatcher: Dispatcher) -> None:
     reader = await asyncio.to_thread(lambda: bus.reader([CANCELLATIONS.name], start="latest"))
     try:
         while True:
-            for record in await asyncio.to_thread(reader.poll, 0.1):
+            for record in await asyncio.to_thread(reader.poll, 1.0):
                 try:
-                    handler.cancel(decode(record.value or b"", GenerationCancellation))
+                    dispatcher.cancel(decode(record.value or b"", GenerationCancellation))
                 except ContractError as error:
                     _LOG.warning("unreadable cancellation at %d: %s", record.offset, error)
     finally:
         reader.close()
 
 
-async def run_worker(settings: Settings, kafka: KafkaSettings, bus: Bus, kind: EngineKind) -> None:
-    """Serve until SIGTERM or SIGINT, then drain.
+class Configuration:
+    """Dynamic settings as the parts of a worker take them. Static settings are the defaults."""
+
+    def __init__(self, settings: WorkerSettings, watcher: ConfigWatcher) -> None:
+        self._settings = settings
+        self._watcher = watcher
+
+    @property
+    def limits(self) -> Limits:
+        """For the scheduler."""
+        worker = self._watcher.state.worker
+        return Limits(
+            max_inflight_tokens=worker.max_inflight_tokens,
+            max_waiting=worker.max_waiting,
+            tenant=self._watcher.state.tenant,
+        )
+
+    @property
+    def batch(self) -> BatchPolicy:
+        """For the batch window."""
+        state = self._watcher.state
+        return BatchPolicy(
+            max_tokens=state.worker.max_inflight_tokens,
+            enabled=state.batch.enabled,
+            ttft_factor=state.batch.ttft_factor,
+            max_kv_usage=state.batch.max_kv_usage,
+        )
+
+    async def follow(
+        self,
+        handler: RequestHandler[Outgoing],
+        scheduler: Scheduler[Any],
+        window: BatchWindow,
+    ) -> None:
+        """Apply every change until cancelled."""
+        while True:
+            changed = await asyncio.to_thread(self._watcher.poll, 1.0)
+            if changed:
+                _LOG.info("settings changed: %s", ", ".join(changed))
+                worker = self._watcher.state.worker
+                handler.chunk_interval_s = worker.chunk_interval_s
+                handler.chunk_max_tokens = worker.chunk_max_tokens
+                scheduler.reconfigure(self.limits)
+                window.reconfigure(self.batch)
+
+
+def _config_watcher(bus: Bus, worker: WorkerSettings) -> ConfigWatcher:
+    watcher = ConfigWatcher(
+        bus,
+        {
+            "worker.chunk_interval_s": worker.chunk_interval_s,
+            "worker.chunk_max_tokens": worker.chunk_max_tokens,
+            "worker.max_inflight_tokens": worker.max_inflight_tokens,
+        },
+    )
+    watcher.catch_up()
+    return watcher
+
+
+async def run_worker(
+    settings: Settings,
+    kafka: KafkaSettings,
+    bus: Bus,
+    kind: EngineKind,
+    token_interval_s: float = 0.001,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. ``token_interval_s``: the memory engine's pace.
 
     Raises:
         FatalError: the engine died, Faust crashed, or a request could not be answered.
@@ -128,34 +210,44 @@ async def run_worker(settings: Settings, kafka: KafkaSettings, bus: Bus, kind: E
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    worker_id = settings.worker.worker_id or default_worker_id()
-    partitions = await asyncio.to_thread(joint_partitions, bus)
-    chunk_partitions = len(await asyncio.to_thread(bus.end_offsets, CHUNKS.name))
-    watcher = RegistryWatcher(bus)
-    publisher = bus.publisher(client_id=worker_id)
-    engine: Engine | None = None
-    try:
-        stable = await _unless(stop, wait_for_stable(watcher, settings.worker.model))
+    options = settings.worker
+    worker_id = options.worker_id or default_worker_id()
+    async with contextlib.AsyncExitStack() as stack:
+        partitions = await asyncio.to_thread(joint_partitions, bus)
+        chunk_partitions = len(await asyncio.to_thread(bus.end_offsets, CHUNKS.name))
+        watcher = RegistryWatcher(bus)
+        stack.callback(watcher.close)
+        publisher = bus.publisher(client_id=worker_id)
+        stack.push_async_callback(asyncio.to_thread, publisher.close)
+        configuring = await asyncio.to_thread(_config_watcher, bus, options)
+        stack.callback(configuring.close)
+        stable = await _unless(stop, wait_for_stable(watcher, options.model))
         if stable is None:
             return
         store = ArtifactStore(settings.artifacts)
         path = await asyncio.to_thread(store.resolve, stable)
         _LOG.info("building the %s engine for %s", kind, version_name(stable))
-        engine = build_engine(kind, settings, path, version_name(stable))
+        engine = build_engine(kind, settings, path, version_name(stable), token_interval_s)
+        stack.push_async_callback(engine.close)
         failure: asyncio.Future[None] = loop.create_future()
 
         def fail(error: BaseException) -> None:
             if not failure.done():
                 failure.set_exception(error)
 
-        app = faust_app(
-            kafka, settings.worker, partitions=partitions, datadir=settings.home / "worker"
+        producer = TransactionalProducer(
+            transactional_id=f"{kafka.topic_prefix}{options.group}.{worker_id}",
+            timeout_s=options.transaction_timeout_s,
+            client_options=aiokafka_options(kafka),
         )
-        shell = WorkerApp(
-            app,
-            prefix=kafka.topic_prefix,
-            max_inflight_tokens=settings.worker.max_inflight_tokens,
-            on_fatal=fail,
+        await producer.start()
+        stack.push_async_callback(producer.stop)
+        app = faust_app(
+            kafka,
+            options,
+            partitions=partitions,
+            datadir=settings.home / "worker",
+            stored=producer.committed,
         )
         switcher = VersionSwitcher(
             engine=engine,
@@ -167,33 +259,95 @@ async def run_worker(settings: Settings, kafka: KafkaSettings, bus: Bus, kind: E
             in_flight=lambda: handler.in_flight,
             now_ms=_now_ms,
         )
-        shell.sink = KafkaSink(
+        sink = KafkaSink(
             LazyProducer(app),
             prefix=kafka.topic_prefix,
             source=f"worker/{worker_id}",
             chunk_partitions=chunk_partitions,
         )
-        handler = shell.handler = RequestHandler(
+        if options.join_feedback:
+            FeedbackJoin(app, prefix=kafka.topic_prefix, sink=sink)
+        handler: RequestHandler[Outgoing] = RequestHandler(
             engine=engine,
-            sink=shell.sink,
+            sink=sink,
             options=HandlerOptions(
                 worker_id=worker_id,
-                model=settings.worker.model,
-                chunk_interval_s=settings.worker.chunk_interval_s,
-                chunk_max_tokens=settings.worker.chunk_max_tokens,
-                retries=settings.worker.engine_retries,
+                model=options.model,
+                chunk_interval_s=configuring.state.worker.chunk_interval_s,
+                chunk_max_tokens=configuring.state.worker.chunk_max_tokens,
+                retries=options.engine_retries,
             ),
             serving=switcher.serving,
             now_ms=_now_ms,
             monotonic_s=time.monotonic,
         )
+        configuration = Configuration(options, configuring)
+        window = BatchWindow(configuration.batch, time.monotonic())
+        scheduler: Scheduler[Any] = Scheduler(configuration.limits)
+        dispatcher = Dispatcher(
+            handler=handler,
+            scheduler=scheduler,
+            batch=window,
+            load=engine.load,
+            recover=lambda positions: recover(bus, positions, remember=options.remember_records),
+            flow=_Flow(app),
+            on_fatal=fail,
+            now_ms=_now_ms,
+            options=DispatchOptions(max_queued=options.max_queued),
+        )
+        outcomes = OutcomeLog(
+            producer,
+            prefix=kafka.topic_prefix,
+            trackers=dispatcher.trackers,
+            position=dispatcher.position,
+        )
+        dispatcher.bind(outcomes)
+        app.transport.intake = dispatcher
+        worker = _Worker(
+            app=app,
+            dispatcher=dispatcher,
+            switcher=switcher,
+            failure=failure,
+            loops=[
+                lambda: outcomes.run(),
+                lambda: dispatcher.run(),
+                lambda: switcher.follow(),
+                lambda: _follow_cancellations(bus, dispatcher),
+                lambda: configuration.follow(handler, scheduler, window),
+                lambda: _watch_engine(engine),
+            ],
+        )
+        if options.health_port is not None:
+            health = HealthServer(
+                Vitals(
+                    engine_dead=lambda: engine.dead,
+                    commits_failing_s=lambda: outcomes.failing_s,
+                    broker_answers=producer.reachable,
+                    partitions=dispatcher.health,
+                    phase=lambda: worker.phase,
+                    stuck_s=options.stuck_s,
+                ),
+                host=options.health_host,
+                port=options.health_port,
+            )
+            await health.start()
+            stack.push_async_callback(health.stop)
+            _LOG.info("health at http://%s:%d/readyz", options.health_host, health.port)
         switcher.announce("starting")
-        await _serve(app, shell, switcher, bus, stop, failure, settings.worker.drain_timeout_s)
-    finally:
-        if engine is not None:
-            await engine.close()
-        await asyncio.to_thread(publisher.close)
-        watcher.close()
+        await worker.serve(stop, options.drain_timeout_s)
+
+
+class _Flow:
+    """Faust makes its consumer on start; this looks it up on each call."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def pause(self, partition: TopicPartition) -> None:
+        self._app.consumer.pause(partition)
+
+    def resume(self, partition: TopicPartition) -> None:
+        self._app.consumer.resume(partition)
 
 
 class LazyProducer:
@@ -207,6 +361,13 @@ class LazyProducer:
         return await self._app.producer.send(*arguments)
 
 
+async def _watch_engine(engine: Engine) -> None:
+    """An idle worker must notice too. Raises EngineDead."""
+    while not engine.dead:  # noqa: ASYNC110 - a flag of another process, no event to wait for
+        await asyncio.sleep(ENGINE_WATCH_S)
+    raise EngineDead("the engine has ended")
+
+
 async def _unless(stop: asyncio.Event, work: Any) -> Any:
     """The result of ``work``, or None if ``stop`` is set first."""
     task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
@@ -218,43 +379,50 @@ async def _unless(stop: asyncio.Event, work: Any) -> Any:
     return None
 
 
-async def _serve(
-    app: Any,
-    shell: WorkerApp,
-    switcher: VersionSwitcher,
-    bus: Bus,
-    stop: asyncio.Event,
-    failure: asyncio.Future[None],
-    drain_timeout_s: float,
-) -> None:
-    assert shell.handler is not None
-    await app.start()
-    switcher.announce("ready")
-    _LOG.info("serving %s", switcher.serving())
-    background = {
-        asyncio.ensure_future(stop.wait()),
-        asyncio.ensure_future(switcher.follow()),
-        asyncio.ensure_future(_follow_cancellations(bus, shell.handler)),
-        asyncio.ensure_future(app.wait_until_stopped()),
-    }
-    state: Literal["stopped", "failed"] = "failed"
-    try:
-        done, _ = await asyncio.wait({*background, failure}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            await task
-        if not stop.is_set():
-            raise FatalError("the stream application stopped by itself")
-        switcher.announce("draining")
-        if not await shell.drain(drain_timeout_s):
-            _LOG.warning(
-                "not everything ended within %.0f s; it is delivered again", drain_timeout_s
+@dataclass
+class _Worker:
+    """The running parts, from joining the group to leaving it."""
+
+    app: Any
+    dispatcher: Dispatcher
+    switcher: VersionSwitcher
+    failure: asyncio.Future[None]
+    loops: list[Callable[[], Coroutine[Any, Any, None]]]
+    phase: Phase = "starting"
+
+    async def serve(self, stop: asyncio.Event, drain_timeout_s: float) -> None:
+        """Until ``stop``; then drain, commit and leave the group. Raises what went wrong."""
+        tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(loop()) for loop in self.loops]
+        state: Literal["stopped", "failed"] = "failed"
+        try:
+            await self.app.start()
+            self.phase = "ready"
+            self.switcher.announce("ready")
+            _LOG.info("serving %s", self.switcher.serving())
+            stopped = asyncio.ensure_future(stop.wait())
+            ended = asyncio.ensure_future(self.app.wait_until_stopped())
+            tasks += [stopped, ended]
+            done, _ = await asyncio.wait(
+                {*tasks, self.failure}, return_when=asyncio.FIRST_COMPLETED
             )
-        state = "stopped"
-    finally:
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
-        if failure.done():
-            failure.exception()
-        await app.stop()
-        switcher.announce(state)
+            for task in done:
+                await task
+            if not stop.is_set():
+                raise FatalError("the stream application stopped by itself")
+            self.phase = "draining"
+            self.switcher.announce("draining")
+            if not await self.dispatcher.drain(drain_timeout_s):
+                _LOG.warning(
+                    "not everything ended within %.0f s; its next owner goes on with it",
+                    drain_timeout_s,
+                )
+            state = "stopped"
+        finally:
+            # Leaving the group hands the partitions back at once; only then may the loops end.
+            await self.app.stop()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self.failure.done():
+                self.failure.exception()
+            self.switcher.announce(state)

@@ -1,4 +1,4 @@
-"""Answers onto Kafka through Faust's producer (acks=all, idempotent)."""
+"""Answers as records: chunks go out at once, what ends a request waits for its transaction."""
 
 from __future__ import annotations
 
@@ -19,9 +19,17 @@ from infra.contracts.events import (
     GenerationRequest,
     GenerationResult,
 )
+from observability.instruments import DEAD_LETTERS
 from observability.propagation import inject
+from stream_workers.transactions import Outgoing
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
+
+SOURCE_HEADER = "feedloom.source"
+"""``topic/partition/offset`` of the request a chunk answers: how a new owner finds its chunks."""
+
+NULL_HEADER = "__feedloom.dlq.null_value"
+"""Marks a dead letter that had neither key nor value, which no client library sends."""
 
 
 class Producer(Protocol):
@@ -51,25 +59,38 @@ class KafkaSink:
         self._source = source
         self._chunk_partitions = chunk_partitions
 
-    async def chunk(self, request: GenerationRequest, chunk: GenerationChunk) -> None:
+    async def chunk(
+        self, request: GenerationRequest, chunk: GenerationChunk, source: Record
+    ) -> Awaitable[object]:
         """A reply partition beyond the topic's count wraps round, so that the answer is found."""
         partition = None
         if request.reply is not None:
             partition = request.reply.partition % self._chunk_partitions
-        await self._send(CHUNKS.name, chunk, chunk.request_id, partition)
+        headers = self._headers(chunk)
+        origin = f"{source.topic}/{source.partition}/{source.offset}"
+        headers.append((SOURCE_HEADER, origin.encode()))
+        return await self._producer.send(
+            self._prefix + CHUNKS.name,
+            chunk.request_id.encode(),
+            encode(chunk),
+            partition,
+            None,
+            headers,
+        )
 
-    async def result(self, result: GenerationResult) -> None:
-        """Returns once the broker has it."""
+    def result(self, result: GenerationResult) -> Outgoing:
+        """The result, keyed by request id."""
         with _TRACER.start_as_current_span(f"send {RESULTS.name}", kind=SpanKind.PRODUCER):
-            await (await self._send(RESULTS.name, result, result.request_id))
+            return Outgoing(
+                self._prefix + RESULTS.name,
+                result.request_id.encode(),
+                encode(result),
+                self._headers(result),
+            )
 
-    async def example(self, example: FeedbackExample) -> None:
-        """Returns once the broker has it."""
-        with _TRACER.start_as_current_span(f"send {EXAMPLES.name}", kind=SpanKind.PRODUCER):
-            await (await self._send(EXAMPLES.name, example, example.request_id))
-
-    async def dead_letter(self, record: Record, error: BaseException) -> None:
-        """The untouched bytes to ``<topic>.dlq``; returns once the broker has them."""
+    def dead_letter(self, record: Record, error: BaseException) -> Outgoing:
+        """The untouched bytes for ``<topic>.dlq``, with headers that say whence and why."""
+        DEAD_LETTERS.add(1, {"messaging.destination.name": record.topic})
         headers = dead_letter_headers(
             record.headers,
             topic=record.topic,
@@ -77,23 +98,39 @@ class KafkaSink:
             offset=record.offset,
             error=error,
         )
-        topic = f"{record.topic}.dlq"
-        await (await self._write(topic, record.key, record.value, None, headers))
+        value = record.value
+        if record.key is None and value is None:
+            value = b""
+            headers.append((NULL_HEADER, b"true"))
+        return Outgoing(f"{self._prefix}{record.topic}.dlq", record.key, value, headers)
 
-    async def _send(
-        self, topic: str, event: Event, key: str, partition: int | None = None
-    ) -> Awaitable[Any]:
-        headers = inject(event_headers(event, event_id=str(uuid.uuid4()), source=self._source))
-        return await self._write(topic, key.encode(), encode(event), partition, headers)
-
-    async def _write(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        partition: int | None,
-        headers: Headers,
-    ) -> Awaitable[Any]:
-        return await self._producer.send(
-            self._prefix + topic, key, value, partition, None, list(headers)
+    async def publish_dead_letter(self, record: Record, error: BaseException) -> None:
+        """For topics without a transaction; returns once the broker has it."""
+        letter = self.dead_letter(record, error)
+        await (
+            await self._producer.send(
+                letter.topic, letter.key, letter.value, None, None, list(letter.headers)
+            )
         )
+
+    async def example(self, example: FeedbackExample) -> None:
+        """Returns once the broker has it."""
+        with _TRACER.start_as_current_span(f"send {EXAMPLES.name}", kind=SpanKind.PRODUCER):
+            await (
+                await self._producer.send(
+                    self._prefix + EXAMPLES.name,
+                    example.request_id.encode(),
+                    encode(example),
+                    None,
+                    None,
+                    self._headers(example),
+                )
+            )
+
+    def _headers(self, event: Event) -> list[tuple[str, bytes]]:
+        headers: Headers = event_headers(event, event_id=_event_id(), source=self._source)
+        return inject(headers)
+
+
+def _event_id() -> str:
+    return uuid.uuid4().hex

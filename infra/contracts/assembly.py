@@ -1,8 +1,8 @@
-"""Puts an answer together from its chunks. A pure reducer.
+"""Puts an answer together from its chunks. A pure reducer, for readers and for new owners alike.
 
 Chunks may come twice, late, or from two workers at once when one took over from the other. Within
-an attempt ``seq`` orders them; a higher attempt overrides the older one's tail from its own
-``first_token`` on, and nothing of the older attempt is taken after that.
+a run ``seq`` orders them; a run with a higher ``(epoch, attempt)`` overrides the older one's tail
+from its own ``first_token`` on, and nothing of the older run is taken after that.
 """
 
 from __future__ import annotations
@@ -11,35 +11,41 @@ from infra.contracts.events import GenerationChunk
 
 
 class ChunkAssembler:
-    """The state of one answer. ``finished`` once the last chunk of the newest attempt is in."""
+    """The state of one answer. ``finished`` once the last chunk of the newest run is in."""
 
     def __init__(self) -> None:
         self._kept: list[GenerationChunk] = []
         self._waiting: dict[int, GenerationChunk] = {}
-        self._attempt = 0
+        self._run = (0, 0)
         self._next_seq = 0
         self.finished = False
 
     @property
     def text(self) -> str:
-        """The answer so far."""
-        return "".join(chunk.text for chunk in self._kept)
+        """The first completion so far."""
+        return "".join(chunk.text for chunk in self._kept if chunk.index == 0)
 
     @property
     def tokens(self) -> int:
-        """How many tokens the answer has so far."""
+        """How many tokens all completions have so far."""
         return sum(len(chunk.token_ids) for chunk in self._kept)
+
+    @property
+    def chunks(self) -> tuple[GenerationChunk, ...]:
+        """What the answer consists of so far, in order."""
+        return tuple(self._kept)
 
     def add(self, chunk: GenerationChunk) -> list[GenerationChunk]:
         """Take in one chunk; returns those that are now next in order, maybe none.
 
-        When the first of them has a higher attempt than the last one before, text from its
+        When the first of them is of a higher run than the last one before, text from its
         ``first_token`` on is replaced.
         """
-        if chunk.attempt < self._attempt:
+        run = (chunk.epoch, chunk.attempt)
+        if run < self._run:
             return []
-        if chunk.attempt > self._attempt:
-            self._attempt = chunk.attempt
+        if run > self._run:
+            self._run = run
             self._waiting.clear()
             self._next_seq = 0
             self.finished = False

@@ -88,6 +88,10 @@ def event_headers(event: Event, *, event_id: str, source: str) -> list[tuple[str
     ]
 
 
+DEADLINE_HEADER = "feedloom.deadline_ms"
+"""A request's deadline in its headers too, so that a relay can drop it without decoding it."""
+
+
 def header(headers: Headers, name: str) -> str | None:
     """The last value of a header, as text; ``None`` if it is absent."""
     for key, value in reversed(headers):

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
 EpochMs = Annotated[int, Meta(ge=0)]
@@ -31,8 +31,22 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     schema_version: str = SCHEMA_VERSION
 
 
+class StructuredOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answer must match: exactly one of a JSON schema (its text), a regex, a choice."""
+
+    json_schema: str | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+
+
 class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """How to sample. Ranges follow vLLM's; the worker refuses what lies outside them."""
+    """How to sample. Ranges follow vLLM's; the worker refuses what lies outside them.
+
+    ``n`` completions of one prompt; ``logprobs`` is how many alternatives to report per token.
+    ``stop_token_ids`` and ``stop`` end a completion; ``include_stop`` keeps the stop string in its
+    text. ``beam_width`` asks for beam search (``n`` best beams, temperature ignored), whose
+    answer comes whole at the end.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.7
@@ -42,6 +56,44 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    n: int = 1
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    logprobs: int | None = None
+    beam_width: int | None = None
+    structured: StructuredOutput | None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of a conversation. ``role`` is what the model's chat template knows."""
+
+    role: Identifier
+    content: str
+
+
+class TopLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that could have stood there, and the natural logarithm of its probability."""
+
+    token_id: int
+    token: str
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """One token of an answer with its log-probability; ``top`` are the likeliest, best first.
+
+    ``token`` is its text; of a character cut over several tokens the last one has it, the others
+    are empty. A probability of zero is reported as -9999.0, as JSON has no infinity.
+    """
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[TopLogprob, ...] = ()
 
 
 class ReplyAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +103,7 @@ class ReplyAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerationRequest(Event, frozen=True, kw_only=True, tag="GenerationRequest"):
-    """Ask for one completion.
+    """Ask for a completion of ``prompt``, or of the conversation ``messages`` when there are any.
 
     ``submit_id`` is new on every submit: together with ``request_id`` it tells a redelivery from
     an honest re-use of the id. ``deadline_ms`` is absolute. ``affinity_key`` keeps one
@@ -70,6 +122,7 @@ class GenerationRequest(Event, frozen=True, kw_only=True, tag="GenerationRequest
     tenant: str | None = None
     user: str | None = None
     metadata: dict[str, str] = {}
+    messages: tuple[ChatMessage, ...] = ()
 
 
 class GenerationCancellation(Event, frozen=True, kw_only=True, tag="GenerationCancellation"):
@@ -83,9 +136,11 @@ class GenerationCancellation(Event, frozen=True, kw_only=True, tag="GenerationCa
 class GenerationChunk(Event, frozen=True, kw_only=True, tag="GenerationChunk"):
     """Consecutive tokens of one answer.
 
-    ``seq`` counts chunks from 0 within ``attempt``; ``first_token`` is the index of this chunk's
-    first token in the answer. A higher ``attempt`` overrides the older one's tail from
-    ``first_token`` on. ``text`` is the decoded delta; ``final`` marks the last chunk.
+    ``seq`` counts chunks from 0 within a run; ``first_token`` is the index of this chunk's first
+    token in completion ``index`` of the answer. Runs are ordered by ``(epoch, attempt)``:
+    ``epoch`` rises with each owner of the request, ``attempt`` with each try of one owner. A
+    higher run overrides the older one's tail from its own ``first_token`` on. ``text`` is the
+    decoded delta; ``final`` marks the last chunk. ``logprobs``: one a token, if asked for.
     """
 
     request_id: Identifier
@@ -98,6 +153,9 @@ class GenerationChunk(Event, frozen=True, kw_only=True, tag="GenerationChunk"):
     model_version: str
     emitted_at_ms: EpochMs
     final: bool = False
+    epoch: Count = 0
+    index: Count = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class GenerationError(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,11 +179,22 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     total_ms: float = 0.0
 
 
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several answers to a request that asked for ``n`` above 1."""
+
+    text: str
+    finish_reason: FinishReason
+    output_tokens: Count
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
 class GenerationResult(Event, frozen=True, kw_only=True, tag="GenerationResult"):
     """The one final answer to a request. Self-contained, so that feedback joins with it alone.
 
     ``model_versions`` lists the versions that produced tokens, in order: more than one when the
-    answer spans a switch.
+    answer spans a switch. ``text``, ``finish_reason`` and ``logprobs`` are of the first completion;
+    ``alternatives`` holds the others when ``n`` was above 1. ``output_tokens`` counts them all.
+    ``resumed_tokens`` were produced by an earlier owner of the request and not again.
     """
 
     request_id: Identifier
@@ -140,6 +209,11 @@ class GenerationResult(Event, frozen=True, kw_only=True, tag="GenerationResult")
     created_at_ms: EpochMs
     finished_at_ms: EpochMs
     attempt: Count = 0
+    epoch: Count = 0
+    resumed_tokens: Count = 0
+    alternatives: tuple[Completion, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    messages: tuple[ChatMessage, ...] = ()
     worker_id: str = ""
     tenant: str | None = None
     user: str | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus
+from infra.contracts.bus import Bus, read_to_end
 from infra.contracts.events import GenerationResult
 from infra.local.platform import LocalPlatform
 from infra.local.watch import PlatformSilent
@@ -154,31 +154,19 @@ def publish_feedback(bus: Bus, answers: Sequence[Answer]) -> dict[str, int]:
 
 def count_finals(bus: Bus, sent: dict[str, str]) -> Finals:
     """Read the results topic from the beginning to its present end."""
-    ends = bus.end_offsets(catalogue.RESULTS.name)
     finals: Counter[str] = Counter()
     versions: Counter[str] = Counter()
     failed = 0
-    reader = bus.reader([catalogue.RESULTS.name])
-    try:
-        unread = {position: end for position, end in ends.items() if end > 0}
-        deadline = time.monotonic() + 60
-        while unread and time.monotonic() < deadline:
-            for record in reader.poll(0.5):
-                for position in list(unread):
-                    same = (position.topic, position.partition) == (record.topic, record.partition)
-                    if same and record.offset + 1 >= unread[position]:
-                        del unread[position]
-                if record.value is None:
-                    continue
-                result = codec.decode(record.value, GenerationResult)
-                if sent.get(result.request_id) != result.submit_id:
-                    continue
-                finals[result.request_id] += 1
-                failed += result.error is not None
-                if finals[result.request_id] == 1:
-                    versions.update(result.model_versions[-1:])
-    finally:
-        reader.close()
+    for record in read_to_end(bus, catalogue.RESULTS.name):
+        if record.value is None:
+            continue
+        result = codec.decode(record.value, GenerationResult)
+        if sent.get(result.request_id) != result.submit_id:
+            continue
+        finals[result.request_id] += 1
+        failed += result.error is not None
+        if finals[result.request_id] == 1:
+            versions.update(result.model_versions[-1:])
     return Finals(
         answered=len(finals),
         duplicates=sum(count - 1 for count in finals.values()),

@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
 from stream_workers.engine import Engine
 
+if TYPE_CHECKING:
+    from stream_workers.engine_vllm import VllmEngine
+
 WORDS = "the quick brown fox jumps over the lazy dog and then returns to its den for the night"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'nobody' %}{{ raise_exception('nobody may speak') }}{% endif %}"
+    "{{ message['role'] }}: {{ message['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+# vLLM's own imports warn of deprecations, which are not ours to mend.
+VLLM_MARKS = (pytest.mark.vllm, pytest.mark.filterwarnings("default"))
 
 
 @dataclass
 class Weights:
-    """Two versions of one model, on disk."""
+    """Two versions of one model, on disk. The tokenizer of the first has a chat template."""
 
     first: Path
     second: Path
@@ -41,7 +53,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     )
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
     paths = []
-    for seed in (1, 2):
+    for seed, chat_template in ((1, CHAT_TEMPLATE), (2, None)):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(
             LlamaConfig(
@@ -58,27 +70,39 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
         )
         path = root / str(seed)
         model.save_pretrained(path)
+        made.chat_template = chat_template
         made.save_pretrained(path)
         paths.append(path)
     return Weights(*paths)
+
+
+def build_vllm(weights: Weights) -> VllmEngine:
+    """Serves ``default@1``. Full precision, as equal logits in half of it leave greedy a choice."""
+    from stream_workers.engine_vllm import VllmEngine, VllmOptions
+
+    return VllmEngine.build(
+        VllmOptions(
+            path=str(weights.first),
+            version="default@1",
+            max_num_seqs=16,
+            kv_cache_gb=0.25,
+            dtype="float32",
+        )
+    )
 
 
 class Engines:
     """Builds vLLM's engine when it is first asked for, and keeps it."""
 
     def __init__(self) -> None:
-        self._vllm: Engine | None = None
+        self._vllm: VllmEngine | None = None
 
-    async def vllm(self, weights: Weights) -> Engine:
+    async def vllm(self, weights: Weights) -> VllmEngine:
         """Serving ``default@1``, whatever the test before did to it."""
         if self._vllm is None:
-            from stream_workers.engine_vllm import VllmEngine, VllmOptions
-
-            options = VllmOptions(
-                path=str(weights.first), version="default@1", max_num_seqs=16, kv_cache_gb=0.25
-            )
-            self._vllm = VllmEngine.build(options)
-        await self._vllm.switch(str(weights.first), "default@1", "keep")
+            self._vllm = build_vllm(weights)
+        if self._vllm.version != "default@1":
+            await self._vllm.switch(str(weights.first), "default@1", "keep")
         return self._vllm
 
     async def close(self) -> None:
@@ -94,12 +118,7 @@ async def engines() -> AsyncIterator[Engines]:
 
 
 @pytest_asyncio.fixture(
-    params=[
-        "memory",
-        # vLLM's own imports warn of deprecations, which are not ours to mend.
-        pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.filterwarnings("default")]),
-    ],
-    loop_scope="session",
+    params=["memory", pytest.param("vllm", marks=VLLM_MARKS)], loop_scope="session"
 )
 async def engine(request: pytest.FixtureRequest, engines: Engines, weights: Weights) -> Engine:
     if request.param == "vllm":
@@ -107,3 +126,9 @@ async def engine(request: pytest.FixtureRequest, engines: Engines, weights: Weig
     from stream_workers.engine_memory import MemoryEngine
 
     return MemoryEngine(version="default@1", max_model_len=256, token_interval_s=0.001)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def vllm_engine(engines: Engines, weights: Weights) -> VllmEngine:
+    """For what only vLLM can do."""
+    return await engines.vllm(weights)

@@ -8,27 +8,13 @@ from pathlib import Path
 import pytest
 
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import SamplingParameters
-from stream_workers.engine import Engine, EngineOutput, SwitchFailed
+from infra.contracts.events import ChatMessage, SamplingParameters
+from stream_workers.engine import Engine, EngineLoad, EngineOutput, Prompt, SwitchFailed
 
+from .answers import GREEDY, LONG, collect, new_id, tokens
 from .conftest import WORDS, Weights
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-GREEDY = SamplingParameters(max_tokens=12, temperature=0.0, ignore_eos=True)
-LONG = SamplingParameters(max_tokens=120, temperature=0.0, ignore_eos=True)
-_ids = iter(range(1_000_000))
-
-
-async def collect(
-    engine: Engine, sampling: SamplingParameters, prompt: str = WORDS, version: str = "default@1"
-) -> list[EngineOutput]:
-    request_id = f"contract-{next(_ids)}"
-    return [out async for out in engine.generate(request_id, prompt, sampling, version)]
-
-
-def tokens(outputs: list[EngineOutput]) -> list[int]:
-    return [token for output in outputs for token in output.token_ids]
 
 
 async def test_deltas_end_with_a_reason(engine: Engine) -> None:
@@ -52,7 +38,7 @@ async def test_many_requests_run_side_by_side(engine: Engine) -> None:
 
 
 async def test_closing_the_iterator_frees_the_engine(engine: Engine) -> None:
-    stream = engine.generate(f"contract-{next(_ids)}", WORDS, LONG, "default@1")
+    stream = engine.generate(new_id(), WORDS, LONG, "default@1")
     async for _ in stream:
         break
     await stream.aclose()  # type: ignore[attr-defined]
@@ -71,7 +57,7 @@ async def test_a_switch_keeps_requests_in_flight_and_names_both_versions(
     outputs: list[EngineOutput] = []
 
     async def run() -> None:
-        async for out in engine.generate(f"contract-{next(_ids)}", WORDS, LONG, "default@1"):
+        async for out in engine.generate(new_id(), WORDS, LONG, "default@1"):
             outputs.append(out)
             started.set()
 
@@ -113,12 +99,39 @@ async def test_a_failed_switch_leaves_the_old_version_serving(
         ("invalid_sampling", WORDS, SamplingParameters(temperature=-1.0)),
         ("invalid_sampling", WORDS, SamplingParameters(top_p=2.0)),
         ("invalid_sampling", WORDS, SamplingParameters(max_tokens=0)),
+        ("empty_prompt", (), GREEDY),
+        ("prompt_too_long", (ChatMessage(role="user", content="word " * 600),), GREEDY),
     ],
 )
 async def test_impossible_requests_are_refused_with_a_reason(
-    engine: Engine, code: str, prompt: str, sampling: SamplingParameters
+    engine: Engine, code: str, prompt: Prompt, sampling: SamplingParameters
 ) -> None:
     with pytest.raises(RequestRefused) as caught:
         engine.check(prompt, sampling)
     assert caught.value.code == code
     assert caught.value.message
+
+
+async def test_load_counts_what_is_unfinished(engine: Engine) -> None:
+    idle = engine.load()
+    assert (idle.running, idle.waiting, idle.kv_cache_usage) == (0, 0, 0.0)
+    assert idle.kv_tokens > 1000
+    seen: list[EngineLoad] = []
+
+    async def run() -> None:
+        stream = engine.generate(new_id(), WORDS, LONG, "default@1")
+        seen.extend([engine.load() async for _ in stream])
+
+    await asyncio.gather(*(run() for _ in range(5)))
+    assert max(load.running + load.waiting for load in seen) == 5
+    assert max(load.running for load in seen) == 5
+    assert 0 < max(load.kv_cache_usage for load in seen) <= 1
+    assert engine.load() == idle
+    assert not engine.dead
+
+
+async def test_a_stream_left_early_does_not_count_as_load(engine: Engine) -> None:
+    stream = engine.generate(new_id(), WORDS, LONG, "default@1")
+    await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert engine.load().running + engine.load().waiting == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Record
+from infra.contracts.bus import read_to_end
 from infra.contracts.events import (
     FeedbackExample,
     GenerationChunk,
@@ -78,18 +78,6 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def read_all(bus: KafkaBus, topic: str) -> list[Record]:
-    ends = sum(bus.end_offsets(topic).values())
-    reader = bus.reader([topic])
-    found: list[Record] = []
-    for _ in range(100):
-        if len(found) >= ends:
-            break
-        found.extend(reader.poll(0.3))
-    reader.close()
-    return found
-
-
 def test_feedback_makes_a_version_that_the_worker_switches_to(
     settings: Settings, kafka_bus: KafkaBus
 ) -> None:
@@ -124,20 +112,20 @@ def test_feedback_makes_a_version_that_the_worker_switches_to(
 
     finals = [
         codec.decode(record.value or b"", GenerationResult)
-        for record in read_all(kafka_bus, catalogue.RESULTS.name)
+        for record in read_to_end(kafka_bus, catalogue.RESULTS.name)
     ]
     assert Counter(final.request_id for final in finals) == Counter(
         handle.request.request_id for handle in handles
     )
     texts: dict[str, str] = {}
-    for record in read_all(kafka_bus, catalogue.CHUNKS.name):
+    for record in read_to_end(kafka_bus, catalogue.CHUNKS.name):
         chunk = codec.decode(record.value or b"", GenerationChunk)
         texts[chunk.request_id] = texts.get(chunk.request_id, "") + chunk.text
     assert texts == {final.request_id: final.text for final in finals}
 
     examples = {
         (record.key or b"").decode(): codec.decode(record.value or b"", FeedbackExample)
-        for record in read_all(kafka_bus, catalogue.EXAMPLES.name)
+        for record in read_to_end(kafka_bus, catalogue.EXAMPLES.name)
     }
     assert len(examples) == REQUESTS
     assert {example.edited_text for example in examples.values()} == {EDIT}
@@ -151,7 +139,7 @@ def test_feedback_makes_a_version_that_the_worker_switches_to(
     assert {"heldout_loss_before", "heldout_loss_after"} <= set(published.metrics)
     assert report.last_switch is not None
     assert report.last_switch.in_flight > 0
-    assert read_all(kafka_bus, f"{catalogue.REQUESTS.name}.dlq") == []
+    assert read_to_end(kafka_bus, f"{catalogue.REQUESTS.name}.dlq") == []
 
     directory = settings.telemetry.span_directory
     assert directory is not None

@@ -2,131 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Record
 from infra.contracts.events import (
     FeedbackExample,
     GenerationResult,
-    ModelVersionPublished,
-    RolloutChanged,
     SamplingParameters,
 )
-from infra.kafka.bus import KafkaBus
-from infra.local.supervisor import Child, feedloom_command
-from infra.local.watch import PlatformWatch
-from infra.registry.client import publish_rollout, publish_version
-from infra.registry.store import ArtifactStore
-from infra.settings import KafkaSettings
 from producers.client import GenerationClient
 from producers.feedback import FeedbackClient
+
+from .conftest import Workers
 
 pytestmark = pytest.mark.kafka
 
 PROMPT = "the quick brown fox jumps over the lazy dog"
-
-
-class Workers:
-    """Starts workers with the engine in memory, and stops them."""
-
-    def __init__(self, bus: KafkaBus, kafka: KafkaSettings, home: Path) -> None:
-        self.bus = bus
-        self._kafka = kafka
-        self._home = home
-        self.children: list[Child] = []
-        self.publish(version="1", revision=1)
-        self.watch = PlatformWatch(bus)
-
-    def publish(self, *, version: str, revision: int, spoil: bool = False) -> None:
-        folder = self._home / "build" / version
-        folder.mkdir(parents=True)
-        (folder / "weights").write_text(version)
-        uri, manifest = ArtifactStore(self._home / "artifacts").put(
-            folder, model="default", version=version
-        )
-        if spoil:
-            (self._home / "artifacts" / "default" / version / "weights").write_text("other")
-        publisher = self.bus.publisher()
-        publish_version(
-            publisher,
-            ModelVersionPublished(
-                model="default",
-                version=version,
-                kind="full",
-                artifact_uri=uri,
-                manifest=manifest,
-                created_at_ms=revision,
-            ),
-        )
-        publish_rollout(
-            publisher,
-            RolloutChanged(model="default", revision=revision, stable=version, changed_at_ms=1),
-        )
-        publisher.close()
-
-    def start(self) -> Child:
-        name = f"worker-{len(self.children)}"
-        child = Child(
-            name,
-            feedloom_command(["worker", "--engine", "memory"]),
-            log=self._home / f"{name}.log",
-            environment={
-                "FEEDLOOM_HOME": str(self._home),
-                "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": self._kafka.bootstrap_servers or "",
-                "FEEDLOOM_KAFKA__TOPIC_PREFIX": self._kafka.topic_prefix,
-                "FEEDLOOM_WORKER__WORKER_ID": name,
-            },
-        )
-        self.children.append(child)
-        self.wait(f"{name} to be ready", lambda: self._state(name) == "ready")
-        return child
-
-    def _state(self, name: str) -> str | None:
-        report = self.watch.workers.get(name)
-        return report.state if report else None
-
-    def wait(self, what: str, condition: Callable[[], bool], timeout_s: float = 60) -> None:
-        def check() -> None:
-            for child in self.children:
-                if child.exit_status not in (None, 0, -signal.SIGKILL):
-                    child.check()
-
-        self.watch.wait_for(what, condition, timeout_s=timeout_s, check=check)
-
-    def records(self, topic: str) -> list[Record]:
-        """Everything on a topic up to its present end."""
-        end = sum(self.bus.end_offsets(topic).values())
-        reader = self.bus.reader([topic])
-        found: list[Record] = []
-        deadline = time.monotonic() + 30
-        while len(found) < end and time.monotonic() < deadline:
-            found.extend(reader.poll(0.2))
-        reader.close()
-        return found
-
-    def close(self) -> None:
-        for child in self.children:
-            child.stop(30)
-        self.watch.close()
-
-
-@pytest.fixture
-def workers(
-    kafka_bus: KafkaBus, kafka_settings: KafkaSettings, tmp_path: Path
-) -> Iterator[Workers]:
-    running = Workers(kafka_bus, kafka_settings, tmp_path)
-    try:
-        yield running
-    finally:
-        running.close()
 
 
 def test_answers_stream_and_end_with_one_result(workers: Workers) -> None:
@@ -218,19 +111,6 @@ def test_a_worker_switches_in_flight_and_refuses_a_spoilt_artifact(workers: Work
             "the refusal", lambda: "weights" in (workers.watch.workers["worker-0"].failure or "")
         )
         assert client.submit(PROMPT).result(60).model_versions == ("default@2",)
-
-
-def test_nothing_is_lost_when_a_worker_is_killed(workers: Workers) -> None:
-    first = workers.start()
-    with GenerationClient(workers.bus, source="test") as client:
-        long = SamplingParameters(max_tokens=800)
-        handles = [client.submit(f"{PROMPT} {n}", sampling=long) for n in range(12)]
-        next(iter(handles[0].stream(60)))
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait(30)
-        workers.start()
-        results = [handle.result(120) for handle in handles]
-    assert all(result.error is None for result in results)
 
 
 def test_sigterm_finishes_what_runs_and_commits_it(workers: Workers) -> None:

@@ -17,6 +17,8 @@ from infra.contracts.errors import MalformedRecord, UnknownEventType, Unsupporte
 from infra.contracts.events import (
     EVENT_TYPES,
     ArtifactFile,
+    ChatMessage,
+    Completion,
     ConfigChanged,
     Event,
     FeedbackExample,
@@ -33,7 +35,9 @@ from infra.contracts.events import (
     ReplyAddress,
     RolloutChanged,
     SamplingParameters,
+    StructuredOutput,
     Timings,
+    TokenLogprob,
     VersionSwitch,
     WorkerStatusReported,
 )
@@ -48,7 +52,14 @@ SAMPLES: tuple[Event, ...] = (
         submit_id="s1",
         prompt="Grüße, 世界",
         created_at_ms=NOW,
-        sampling=SamplingParameters(max_tokens=5, seed=7, stop=("\n",)),
+        messages=(ChatMessage(role="user", content="hello"),),
+        sampling=SamplingParameters(
+            max_tokens=5,
+            seed=7,
+            stop=("\n",),
+            n=2,
+            structured=StructuredOutput(choice=("yes", "no")),
+        ),
         affinity_key="talk-1",
         reply=ReplyAddress(partition=3),
         deadline_ms=NOW + 1,
@@ -68,6 +79,9 @@ SAMPLES: tuple[Event, ...] = (
         model_version="default@1",
         emitted_at_ms=NOW,
         final=True,
+        epoch=3,
+        index=1,
+        logprobs=(TokenLogprob(token_id=4, token=" two", logprob=-0.5),),
     ),
     GenerationResult(
         request_id="r1",
@@ -81,6 +95,10 @@ SAMPLES: tuple[Event, ...] = (
         model_versions=("default@1", "default@2"),
         created_at_ms=NOW,
         finished_at_ms=NOW,
+        epoch=3,
+        resumed_tokens=2,
+        alternatives=(Completion(text="u", finish_reason="stop", output_tokens=1),),
+        messages=(ChatMessage(role="user", content="hello"),),
         worker_id="w",
         error=GenerationError(code="c", message="m"),
         timings=Timings(queue_ms=1.5, ttft_ms=2.5, itl_ms=0.5, total_ms=9.0),
@@ -149,6 +167,13 @@ def name_of(event: Event) -> str:
 
 def test_every_event_has_a_sample() -> None:
     assert {type(event) for event in SAMPLES} == set(EVENT_TYPES)
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*/*.json")), ids=lambda path: path.name)
+def test_bytes_of_older_contracts_are_still_read(path: Path) -> None:
+    event = codec.decode_any(path.read_bytes())
+    assert type(event).__name__ == path.stem
+    assert event.schema_version == path.parent.name
 
 
 @pytest.mark.parametrize("event", SAMPLES, ids=name_of)

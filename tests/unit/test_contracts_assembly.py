@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.contracts.assembly import ChunkAssembler
 from infra.contracts.events import GenerationChunk
-from producers.assembly import ChunkAssembler
 
 
 def chunk(attempt: int, seq: int, first: int, text: str, *, final: bool = False) -> GenerationChunk:

@@ -2,13 +2,16 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import pytest
 
+from infra.contracts.assembly import ChunkAssembler
 from infra.contracts.bus import Record
-from infra.contracts.codec import encode
+from infra.contracts.codec import DEADLINE_HEADER, encode
 from infra.contracts.errors import UnsupportedSchemaVersion
 from infra.contracts.events import (
     GenerationCancellation,
@@ -18,9 +21,9 @@ from infra.contracts.events import (
     ReplyAddress,
     SamplingParameters,
 )
-from stream_workers.engine import EngineDead
+from stream_workers.engine import Emitted, EngineDead
 from stream_workers.engine_memory import MemoryEngine
-from stream_workers.handler import HandlerOptions, RequestHandler
+from stream_workers.handler import HandlerOptions, RequestHandler, Resumption
 
 
 class ListSink:
@@ -29,14 +32,21 @@ class ListSink:
         self.results: list[GenerationResult] = []
         self.dead: list[tuple[Record, BaseException]] = []
 
-    async def chunk(self, request: GenerationRequest, chunk: GenerationChunk) -> None:
+    async def chunk(
+        self, request: GenerationRequest, chunk: GenerationChunk, source: Record
+    ) -> asyncio.Future[None]:
         self.chunks.append(chunk)
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        written.set_result(None)
+        return written
 
-    async def result(self, result: GenerationResult) -> None:
+    def result(self, result: GenerationResult) -> str:
         self.results.append(result)
+        return "result"
 
-    async def dead_letter(self, record: Record, error: BaseException) -> None:
+    def dead_letter(self, record: Record, error: BaseException) -> str:
         self.dead.append((record, error))
+        return "dead letter"
 
 
 def now_ms() -> int:
@@ -58,7 +68,7 @@ def record(value: bytes | None, offset: int = 0) -> Record:
     )  # fmt: skip
 
 
-def handler(engine: MemoryEngine, sink: ListSink) -> RequestHandler:
+def handler(engine: MemoryEngine, sink: ListSink) -> RequestHandler[str]:
     return RequestHandler(
         engine=engine, sink=sink, options=HandlerOptions(worker_id="w", model="default"),
         serving=lambda: engine.version, now_ms=now_ms, monotonic_s=time.monotonic,
@@ -165,16 +175,52 @@ async def test_a_dead_engine_leaves_no_result() -> None:
         await run(request(), engine)
 
 
-async def test_redelivery_is_answered_once_but_a_new_submit_again() -> None:
-    engine = MemoryEngine(version="default@1", token_interval_s=0.001)
+async def test_a_new_owner_goes_on_from_what_was_emitted() -> None:
+    whole = (await run(request())).results[0]
+    for count in range(1, 9):
+        words = whole.text.split()[:count]
+        emitted = Emitted(
+            token_ids=tuple(crc32(word.encode()) % 50_000 for word in words),
+            text="".join(word + " " for word in words),
+        )
+        sink = ListSink()
+        subject = handler(MemoryEngine(version="default@1"), sink)
+        ended = await subject.run(
+            subject.prepare(record(encode(request()))),
+            epoch=7,
+            resumption=Resumption(emitted=emitted, versions=("default@0",)),
+        )
+        assert ended.record == "result"
+        (result,) = sink.results
+        assert result.text == whole.text
+        assert (result.output_tokens, result.resumed_tokens, result.epoch) == (8, count, 7)
+        assert sum(len(chunk.token_ids) for chunk in sink.chunks) == 8 - count
+        assert sink.chunks[0].first_token == count
+        assert {chunk.epoch for chunk in sink.chunks} == {7}
+        expected = ("default@0", "default@1") if count < 8 else ("default@0",)
+        assert result.model_versions == expected
+
+
+async def test_a_retry_goes_on_from_what_the_failed_attempt_emitted() -> None:
+    whole = (await run(request())).results[0]
+    sink = await run(request(), MemoryEngine(version="default@1", fail_next=1))
+    (result,) = sink.results
+    assert (result.text, result.attempt) == (whole.text, 1)
+    assembler = ChunkAssembler()
+    for chunk in sink.chunks:
+        assembler.add(chunk)
+    assert assembler.finished
+    assert assembler.text == whole.text
+
+
+async def test_the_earlier_of_two_deadlines_counts() -> None:
     sink = ListSink()
-    subject = handler(engine, sink)
-    first, twin, later = (subject.prepare(record(encode(request()), n)) for n in range(3))
-    await asyncio.gather(subject.run(first), subject.run(twin))
-    await subject.run(later)
-    assert len(sink.results) == 1
-    await subject.run(subject.prepare(record(encode(request(submit_id="s2")))))
-    assert len(sink.results) == 2
+    subject = handler(MemoryEngine(version="default@1"), sink)
+    later = request(deadline_ms=now_ms() + 60_000)
+    expired = replace(record(encode(later)), headers=((DEADLINE_HEADER, b"1"),))
+    await subject.run(subject.prepare(expired))
+    assert sink.results[0].finish_reason == "deadline_exceeded"
+    assert subject.prepare(expired).cost == 0
 
 
 async def test_result_over_a_switch_names_both_versions(tmp_path: Any) -> None:

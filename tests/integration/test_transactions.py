@@ -1,0 +1,166 @@
+"""Results and offsets in one transaction on the real broker: all, nothing, the owner only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiokafka
+import pytest
+import pytest_asyncio
+from aiokafka.errors import ProducerFenced
+from aiokafka.structs import TopicPartition
+
+from infra.contracts.catalogue import REQUESTS, RESULTS
+from infra.kafka.bus import KafkaBus
+from infra.settings import KafkaSettings
+from stream_workers.transactions import (
+    Committed,
+    GroupMember,
+    Outgoing,
+    OwnershipLost,
+    TransactionalProducer,
+    TransactionFailed,
+    TransactionsFenced,
+)
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
+
+
+class Group:
+    """A real member of a real group, and the topics of this test."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.servers = settings.bootstrap_servers
+        self.group_id = settings.topic_prefix + "group"
+        self.results = settings.topic_prefix + RESULTS.name
+        self.requests = settings.topic_prefix + REQUESTS.name
+        self.partition = TopicPartition(self.requests, 0)
+
+    async def join(self) -> aiokafka.AIOKafkaConsumer:
+        consumer = aiokafka.AIOKafkaConsumer(
+            self.requests,
+            bootstrap_servers=self.servers,
+            group_id=self.group_id,
+            enable_auto_commit=False,
+            session_timeout_ms=6000,
+        )
+        await consumer.start()
+        return consumer
+
+    def member(self, consumer: aiokafka.AIOKafkaConsumer) -> GroupMember:
+        coordinator = consumer._coordinator
+        return GroupMember(self.group_id, coordinator.generation, coordinator.member_id)
+
+    async def producer(self, name: str) -> TransactionalProducer:
+        producer = TransactionalProducer(
+            transactional_id=f"{self.group_id}.{name}",
+            timeout_s=10,
+            client_options={"bootstrap_servers": self.servers},
+        )
+        await producer.start()
+        return producer
+
+
+@pytest.fixture
+def group(kafka_settings: KafkaSettings) -> Group:
+    return Group(kafka_settings)
+
+
+@pytest_asyncio.fixture
+async def producer(group: Group) -> AsyncIterator[TransactionalProducer]:
+    made = await group.producer("w1")
+    yield made
+    await made.stop()
+
+
+def read(bus: KafkaBus) -> list[bytes | None]:
+    reader = bus.reader([RESULTS.name])
+    found = [record.value for _ in range(10) for record in reader.poll(0.2)]
+    reader.close()
+    return found
+
+
+async def test_records_and_offsets_are_written_together(
+    group: Group, producer: TransactionalProducer, kafka_bus: KafkaBus
+) -> None:
+    consumer = await group.join()
+    member = group.member(consumer)
+    assert await producer.committed(group.group_id, [group.partition], timeout_s=10) == {}
+    for number in range(3):
+        records = [Outgoing(group.results, b"k", b"%d%d" % (number, i)) for i in range(4)]
+        await producer.commit(records, {group.partition: Committed(number, f"m{number}")}, member)
+    stored = await producer.committed(group.group_id, [group.partition], timeout_s=10)
+    assert stored == {group.partition: Committed(2, "m2")}
+    assert len(await asyncio.to_thread(read, kafka_bus)) == 12
+    await consumer.stop()
+
+
+async def test_a_member_that_lost_its_partitions_writes_nothing(
+    group: Group, producer: TransactionalProducer, kafka_bus: KafkaBus
+) -> None:
+    first = await group.join()
+    old = group.member(first)
+    await producer.commit([], {group.partition: Committed(1, "")}, old)
+    second = await group.join()
+    while group.member(first).generation == old.generation:  # noqa: ASYNC110 - its heartbeat tells
+        await asyncio.sleep(0.05)
+    result = Outgoing(group.results, b"k", b"from a zombie")
+    with pytest.raises(OwnershipLost):
+        await producer.commit([result], {group.partition: Committed(5, "")}, old)
+    unknown = old._replace(member_id="nobody")
+    with pytest.raises(OwnershipLost):
+        await producer.commit([result], {group.partition: Committed(5, "")}, unknown)
+    assert await asyncio.to_thread(read, kafka_bus) == []
+    # The producer still works for a member in good standing.
+    await producer.commit(
+        [Outgoing(group.results, b"k", b"fine")],
+        {group.partition: Committed(2, "")},
+        group.member(first),
+    )
+    stored = await producer.committed(group.group_id, [group.partition], timeout_s=10)
+    assert stored[group.partition].offset == 2
+    assert await asyncio.to_thread(read, kafka_bus) == [b"fine"]
+    await first.stop()
+    await second.stop()
+
+
+async def test_a_record_that_cannot_be_written_takes_the_offsets_back(
+    group: Group, producer: TransactionalProducer
+) -> None:
+    consumer = await group.join()
+    too_large = Outgoing(group.results, b"k", b"x" * 2_000_000)
+    with pytest.raises(TransactionFailed, match="larger than"):
+        await producer.commit(
+            [too_large], {group.partition: Committed(9, "")}, group.member(consumer)
+        )
+    assert await producer.committed(group.group_id, [group.partition], timeout_s=10) == {}
+    await consumer.stop()
+
+
+async def test_a_second_process_of_the_same_id_fences_the_first_and_ends_its_transaction(
+    group: Group, producer: TransactionalProducer, kafka_bus: KafkaBus
+) -> None:
+    consumer = await group.join()
+    member = group.member(consumer)
+    # The first one dies in the middle: records written, offsets pending, nothing committed.
+    await producer._producer.begin_transaction()
+    await producer._producer.send_and_wait(group.results, b"half", key=b"k")
+    producer._sender.member = member
+    await producer._producer.send_offsets_to_transaction({group.partition: 7}, group.group_id)
+    late = await group.producer("other")
+    with pytest.raises(TransactionFailed, match="did not become stable"):
+        await late.committed(group.group_id, [group.partition], timeout_s=0.3)
+    heir = await group.producer("w1")
+    assert await late.committed(group.group_id, [group.partition], timeout_s=10) == {}
+    with pytest.raises(ProducerFenced):
+        await producer._producer.commit_transaction()
+    with pytest.raises(TransactionsFenced, match="same worker_id"):
+        await producer.commit([], {group.partition: Committed(7, "")}, member)
+    await heir.commit(
+        [Outgoing(group.results, b"k", b"whole")], {group.partition: Committed(7, "")}, member
+    )
+    assert await asyncio.to_thread(read, kafka_bus) == [b"whole"]
+    for one in (late, heir):
+        await one.stop()
+    await consumer.stop()
