@@ -25,6 +25,7 @@ from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Reader, Record, RecordPosition
 from infra.contracts.errors import ContractError, FeedloomError
 from infra.contracts.events import (
+    ChatMessage,
     GenerationCancellation,
     GenerationChunk,
     GenerationRequest,
@@ -35,6 +36,7 @@ from infra.contracts.events import (
 from infra.kafka.bus import connect
 from infra.settings import Settings
 from observability.propagation import extract, inject
+from producers.affinity import BoundedLoadRouter
 from producers.errors import ClientClosed
 from producers.handle import GenerationHandle
 
@@ -60,6 +62,10 @@ class GenerationClient:
         self._publisher = bus.publisher(client_id=source)
         count = len(bus.end_offsets(catalogue.CHUNKS.name))
         self.reply_partition = random.randrange(count)
+        self._routers = {
+            spec.name: BoundedLoadRouter(len(bus.end_offsets(spec.name)))
+            for spec in (catalogue.REQUESTS, catalogue.REQUESTS_BATCH)
+        }
         readers = [
             bus.reader([catalogue.CHUNKS.name], start="latest", partitions=[self.reply_partition]),
             bus.reader([catalogue.RESULTS.name], start="latest"),
@@ -81,11 +87,13 @@ class GenerationClient:
 
     def submit(
         self,
-        prompt: str,
+        prompt: str = "",
         *,
         model: str = "default",
         sampling: SamplingParameters | None = None,
+        messages: Sequence[ChatMessage] = (),
         affinity_key: str | None = None,
+        batch: bool = False,
         ttl_s: float | None = None,
         tenant: str | None = None,
         user: str | None = None,
@@ -94,8 +102,11 @@ class GenerationClient:
     ) -> GenerationHandle:
         """Publish one request; returns at once.
 
-        ``affinity_key`` (a conversation, a tenant, a shared prefix) keeps requests on one worker.
-        After ``ttl_s`` seconds the request is no longer worth an answer.
+        ``messages`` make it a conversation to be answered; ``prompt`` is then empty. Requests with
+        one ``affinity_key`` (a conversation, a tenant; ``affinity.prefix_key`` of a shared
+        beginning) go to one worker, whose prefix cache knows them, unless that one has far more of
+        this client's requests than the others. ``batch`` requests may wait: they run in what
+        interactive ones leave free. After ``ttl_s`` seconds the request is not worth an answer.
 
         Raises:
             ClientClosed: the client was closed.
@@ -108,6 +119,7 @@ class GenerationClient:
             prompt=prompt,
             created_at_ms=now_ms,
             model=model,
+            messages=tuple(messages),
             sampling=sampling or SamplingParameters(),
             affinity_key=affinity_key,
             reply=ReplyAddress(partition=self.reply_partition),
@@ -116,7 +128,7 @@ class GenerationClient:
             user=user,
             metadata=dict(metadata or {}),
         )
-        topic = catalogue.REQUESTS.name
+        topic = catalogue.REQUESTS_BATCH.name if batch else catalogue.REQUESTS.name
         with tracer.start_as_current_span(
             f"send {topic}",
             kind=SpanKind.PRODUCER,
@@ -138,12 +150,18 @@ class GenerationClient:
                 if request.request_id in self._open:
                     raise ValueError(f"request {request.request_id} is still outstanding")
                 self._open[request.request_id] = handle
-            key = request.affinity_key or request.request_id
+                if affinity_key is not None:
+                    handle.route = topic, self._routers[topic].choose(affinity_key.encode())
+            key = affinity_key or request.request_id
             headers = codec.event_headers(request, event_id=request.submit_id, source=self._source)
             if request.deadline_ms is not None:
                 headers.append((codec.DEADLINE_HEADER, str(request.deadline_ms).encode()))
             future = self._publisher.publish(
-                topic, key=key.encode(), value=codec.encode(request), headers=inject(headers)
+                topic,
+                key=key.encode(),
+                value=codec.encode(request),
+                headers=inject(headers),
+                partition=None if handle.route is None else handle.route[1],
             )
         future.add_done_callback(lambda done: self._published(handle, done))
         return handle
@@ -199,6 +217,7 @@ class GenerationClient:
         if error is not None:
             with self._lock:
                 self._open.pop(handle.request.request_id, None)
+                self._arrived(handle)
             handle.fail(error)
 
     def _read(self, reader: Reader, accept: Callable[[Record], None]) -> None:
@@ -252,6 +271,8 @@ class GenerationClient:
             kind=SpanKind.CONSUMER,
             attributes={"feedloom.request.id": result.request_id},
         ):
+            with self._lock:
+                self._arrived(handle)
             handle.accept_result(result)
         if handle.chunks_finished:
             self._forget(handle)
@@ -259,6 +280,13 @@ class GenerationClient:
     def _handle_of(self, record: Record) -> GenerationHandle | None:
         with self._lock:
             return self._open.get((record.key or b"").decode("utf-8", "replace"))
+
+    def _arrived(self, handle: GenerationHandle) -> None:
+        """Its partition has one less to do. Call with the lock held."""
+        if handle.route is not None:
+            topic, partition = handle.route
+            handle.route = None
+            self._routers[topic].done(partition)
 
     def _forget(self, handle: GenerationHandle) -> None:
         with self._lock:

@@ -18,6 +18,7 @@ import click
 @click.option("--temperature", default=0.7, show_default=True)
 @click.option("--seed", type=int, help="The same seed on the same version gives the same text.")
 @click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds.")
+@click.option("--chat", is_flag=True, help="PROMPT is a message to answer, not a text to continue.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
 def generate(
     prompt: str,
@@ -27,11 +28,12 @@ def generate(
     temperature: float,
     seed: int | None,
     timeout_s: float,
+    chat: bool,
     as_json: bool,
 ) -> None:
     """Ask for one completion of PROMPT; its request id goes to standard error."""
     from infra.contracts import codec
-    from infra.contracts.events import SamplingParameters
+    from infra.contracts.events import ChatMessage, SamplingParameters
     from infra.settings import load_settings
     from observability.setup import configure_telemetry
     from producers.client import GenerationClient
@@ -42,7 +44,13 @@ def generate(
         configure_telemetry("feedloom-cli", settings.telemetry),
         GenerationClient.connect(settings, source="feedloom-cli") as client,
     ):
-        handle = client.submit(prompt, model=model, sampling=sampling, ttl_s=timeout_s)
+        handle = client.submit(
+            "" if chat else prompt,
+            messages=[ChatMessage(role="user", content=prompt)] if chat else (),
+            model=model,
+            sampling=sampling,
+            ttl_s=timeout_s,
+        )
         if stream and not as_json:
             for chunk in handle.stream(timeout_s):
                 click.echo(chunk.text, nl=False)
@@ -75,9 +83,9 @@ def publish(
 ) -> None:
     """Publish a JSON-lines file of PROMPTS and collect the results, in the order of the file.
 
-    A line is {"prompt": "...", "request_id", "model", "affinity_key": optional strings,
-    "sampling": {...}}. A line that cannot be used is reported with its number; the others still
-    go. Exit status 1 if any line failed.
+    A line is {"prompt": "..."} or {"messages": [{"role", "content"}]}, and optionally
+    "request_id", "model", "affinity_key": strings, "batch": true, "sampling": {...}. A line that
+    cannot be used is reported with its number; the others still go. Exit status 1 if any failed.
     """
     from rich.console import Console
     from rich.progress import Progress

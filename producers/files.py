@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events import ChatMessage, SamplingParameters
 from producers.client import GenerationClient
 from producers.handle import GenerationHandle
 
@@ -19,7 +19,9 @@ from producers.handle import GenerationHandle
 class PromptLine(msgspec.Struct, forbid_unknown_fields=True):
     """One line of a prompts file; a misspelt field is an error, not a default."""
 
-    prompt: str
+    prompt: str = ""
+    messages: tuple[ChatMessage, ...] = ()
+    batch: bool = False
     request_id: str | None = None
     model: str = "default"
     affinity_key: str | None = None
@@ -65,9 +67,13 @@ def _submit(client: GenerationClient, line: str) -> GenerationHandle | str:
         parsed = msgspec.json.decode(line, type=PromptLine)
     except msgspec.DecodeError as error:
         return str(error)
+    if bool(parsed.prompt) == bool(parsed.messages):
+        return "give either a prompt or messages"
     try:
         return client.submit(
             parsed.prompt,
+            messages=parsed.messages,
+            batch=parsed.batch,
             model=parsed.model,
             sampling=parsed.sampling,
             affinity_key=parsed.affinity_key,

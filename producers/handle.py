@@ -27,6 +27,8 @@ class GenerationHandle:
         self.trace_id = trace_id
         self.submitted_at = time.monotonic()
         self.arrivals: list[tuple[float, int]] = []
+        self.route: tuple[str, int] | None = None
+        """Topic and partition, while a router counts this request as outstanding there."""
         self._cancel = cancel
         self._changed = threading.Condition()
         self._assembler = ChunkAssembler()

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 from infra.contracts import catalogue, codec
 from infra.contracts.events import (
+    ChatMessage,
     FeedbackReceived,
     GenerationCancellation,
     GenerationChunk,
@@ -22,6 +24,7 @@ from infra.contracts.events import (
     GenerationResult,
 )
 from infra.testing import InMemoryBus
+from producers.affinity import home_partition
 from producers.aio import AsyncGenerationClient
 from producers.client import GenerationClient
 from producers.commands import feedback as feedback_command
@@ -239,3 +242,47 @@ def test_importing_the_sdk_pulls_in_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
     assert finished.stdout.strip() == "set()"
+
+
+def test_batch_requests_and_conversations_go_where_they_belong() -> None:
+    bus = InMemoryBus()
+    with GenerationClient(bus, source="test") as client:
+        client.submit("later", batch=True)
+        message = ChatMessage(role="user", content="hello")
+        client.submit(messages=[message], ttl_s=60)
+    (later,) = bus.records(catalogue.REQUESTS_BATCH.name)
+    assert codec.decode(later.value or b"", GenerationRequest).prompt == "later"
+    (chat,) = bus.records(catalogue.REQUESTS.name)
+    request = codec.decode(chat.value or b"", GenerationRequest)
+    assert (request.prompt, request.messages) == ("", (message,))
+    assert codec.header(chat.headers, codec.DEADLINE_HEADER) == str(request.deadline_ms)
+
+
+def test_one_affinity_key_keeps_one_partition_until_it_has_far_more_than_the_others() -> None:
+    bus = InMemoryBus()
+    with GenerationClient(bus, source="test") as client:
+        for number in range(40):
+            client.submit(f"turn {number}", affinity_key="talk-1")
+        records = bus.records(catalogue.REQUESTS.name)
+        counts = Counter(record.partition for record in records)
+        home = home_partition(b"talk-1", len(bus.end_offsets(catalogue.REQUESTS.name)))
+        assert counts[home] == max(counts.values()) == 8  # what any partition may hold
+        assert {record.key for record in records} == {b"talk-1"}
+    bus = InMemoryBus()
+    worker = ScriptedWorker(bus)
+    try:
+        with GenerationClient(bus, source="test") as client:
+            for number in range(20):
+                client.submit(f"turn {number}", affinity_key="talk-1").result(30)
+    finally:
+        worker.close()
+    assert {record.partition for record in bus.records(catalogue.REQUESTS.name)} == {home}
+
+
+def test_a_client_may_cancel_what_it_leaves() -> None:
+    bus = InMemoryBus()
+    with GenerationClient(bus, source="test", cancel_on_close=True) as client:
+        handle = client.submit("to be left")
+    (record,) = bus.records(catalogue.CANCELLATIONS.name)
+    left = codec.decode(record.value or b"", GenerationCancellation)
+    assert left.request_id == handle.request.request_id

@@ -40,7 +40,7 @@ class ListSink:
         written.set_result(None)
         return written
 
-    def result(self, result: GenerationResult) -> str:
+    def result(self, result: GenerationResult, source: Record) -> str:
         self.results.append(result)
         return "result"
 
