@@ -20,6 +20,13 @@ def inject(headers: Headers, context: Context | None = None) -> list[tuple[str, 
     return kept + [(name, value.encode()) for name, value in carrier.items()]
 
 
+def forward(headers: Headers, source: Headers) -> list[tuple[str, bytes]]:
+    """``headers`` with the trace context that ``source`` carries, as it is: for where no span is
+    recorded in between.
+    """
+    return [*headers, *(pair for pair in source if pair[0].lower() in _FIELDS)]
+
+
 def extract(headers: Headers) -> Context:
     """The trace context a record carries; an empty one if it carries none."""
     carrier: Mapping[str, str] = {

@@ -22,7 +22,7 @@ from infra.contracts.codec import decode
 from infra.contracts.errors import ConfigurationError, ContractError, MalformedRecord
 from infra.contracts.events import FeedbackReceived, GenerationResult
 from infra.settings import KafkaSettings, WorkerSettings
-from observability.propagation import extract
+from observability.tracing import span
 from stream_workers.consumer import RequestTransport, Stored
 from stream_workers.feedback import decode_state, encode_state, join
 from stream_workers.sink import KafkaSink
@@ -161,8 +161,8 @@ class FeedbackJoin:
         self, event: Any, kind: type[GenerationResult] | type[FeedbackReceived]
     ) -> None:
         record = _record(event.message, self._prefix)
-        with _TRACER.start_as_current_span(
-            f"process {record.topic}", context=extract(record.headers), kind=SpanKind.CONSUMER
+        with span(
+            _TRACER, f"process {record.topic}", kind=SpanKind.CONSUMER, parent=record.headers
         ):
             try:
                 if record.value is None:
@@ -175,7 +175,7 @@ class FeedbackJoin:
             state = decode_state(self._table.get(key))
             following, example = join(state, received)
             if example is not None:
-                await self._sink.example(example)
+                await self._sink.example(example, record)
             if following != state:
                 self._table[key] = encode_state(following)
 

@@ -27,6 +27,8 @@ def worker(engine: Literal["vllm", "memory"], token_interval_s: float) -> None:
     """Run a stream worker until SIGTERM or SIGINT."""
     import asyncio
 
+    import uvloop
+
     from infra.kafka.bus import KafkaBus, resolve_kafka
     from infra.settings import load_settings
     from observability.setup import configure_telemetry
@@ -43,4 +45,6 @@ def worker(engine: Literal["vllm", "memory"], token_interval_s: float) -> None:
         ),
         KafkaBus(kafka) as bus,
     ):
+        # For every loop of the process, Faust's consumer thread included.
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
         asyncio.run(run_worker(settings, kafka, bus, engine, token_interval_s))

@@ -37,7 +37,7 @@ from observability.instruments import (
     TIME_TO_FIRST_TOKEN,
     TOKEN_USAGE,
 )
-from observability.propagation import extract
+from observability.tracing import span
 from stream_workers.coalescer import ChunkDraft, Coalescer
 from stream_workers.engine import Emitted, Engine, EngineGenerateError, EngineOutput
 
@@ -56,7 +56,7 @@ class Sink(Protocol[T]):
         """Enqueue; what is returned ends when the broker has it."""
         ...
 
-    def result(self, result: GenerationResult) -> T:
+    def result(self, result: GenerationResult, source: Record) -> T:
         """The result as a record."""
         ...
 
@@ -115,9 +115,24 @@ class Resumption:
 
 @dataclass
 class _Running:
+    """``stop``: why it must end. Only the wait for the engine is cut short, never a send."""
+
     request: GenerationRequest
-    cancelled: bool = False
-    scope: asyncio.Timeout | None = None
+    stop: FinishReason | None = None
+    waiting: asyncio.Task[object] | None = None
+    cut: bool = False
+
+    def reason(self) -> FinishReason | None:
+        """Why it must end, if it must."""
+        return self.stop
+
+    def interrupt(self, reason: FinishReason) -> None:
+        """End the generation now, or before its next wait."""
+        if self.stop is None:
+            self.stop = reason
+        if self.waiting is not None and not self.cut:
+            self.cut = True
+            self.waiting.cancel()
 
 
 @dataclass
@@ -220,9 +235,7 @@ class RequestHandler(Generic[R]):
         for number in self._ids.get(event.request_id, ()):
             running = self._running[number]
             if self._is_cancelled(running.request):
-                running.cancelled = True
-                if running.scope is not None:
-                    running.scope.reschedule(0)
+                running.interrupt("cancelled")
 
     async def run(
         self,
@@ -241,12 +254,20 @@ class RequestHandler(Generic[R]):
             assert prepared.problem is not None
             return Ended(record=self._sink.dead_letter(prepared.record, prepared.problem))
         number = self._number = self._number + 1
-        running = self._running[number] = _Running(request, self._is_cancelled(request))
+        running = self._running[number] = _Running(request)
+        if self._is_cancelled(request):
+            running.stop = "cancelled"
+        timer = None
+        if prepared.deadline_ms is not None:
+            left_s = max(0.0, (prepared.deadline_ms - self._now_ms()) / 1000)
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(left_s, running.interrupt, "deadline_exceeded")
         self._ids.setdefault(request.request_id, set()).add(number)
         try:
-            with _TRACER.start_as_current_span(
+            with span(
+                _TRACER,
                 f"process {prepared.record.topic}",
-                context=extract(prepared.record.headers),
+                parent=prepared.record.headers,
                 kind=SpanKind.CONSUMER,
                 attributes={
                     "messaging.system": "kafka",
@@ -261,6 +282,8 @@ class RequestHandler(Generic[R]):
                 progress = _Progress(epoch, on_first_token=on_first_token)
                 return await self._answer(prepared, request, running, progress, resumption)
         finally:
+            if timer is not None:
+                timer.cancel()
             del self._running[number]
             ids = self._ids[request.request_id]
             ids.discard(number)
@@ -296,7 +319,8 @@ class RequestHandler(Generic[R]):
             await progress.delivery
         self._measure(request, result, prepared)
         return Ended(
-            record=self._sink.result(result), tokens=prepared.prompt_tokens + progress.tokens
+            record=self._sink.result(result, prepared.record),
+            tokens=prepared.prompt_tokens + progress.tokens,
         )
 
     async def _attempts(
@@ -311,10 +335,10 @@ class RequestHandler(Generic[R]):
         for attempt in range(self._options.retries + 1):
             if attempt:
                 self._begin_again(request, progress)
-            if running.cancelled:
-                return "cancelled", None
-            if self._expired(prepared):
-                return "deadline_exceeded", None
+            if running.stop is None and self._expired(prepared):
+                running.stop = "deadline_exceeded"
+            if running.stop is not None:
+                return running.stop, None
             try:
                 return await self._generate(prepared, request, running, progress), None
             except EngineGenerateError as error:
@@ -370,7 +394,8 @@ class RequestHandler(Generic[R]):
         emitted = None
         if known is not None and known.token_ids:
             emitted = Emitted(token_ids=tuple(known.token_ids), text="".join(known.text))
-        with _TRACER.start_as_current_span(
+        with span(
+            _TRACER,
             f"generate {request.model}",
             attributes={
                 "gen_ai.operation.name": "chat" if request.messages else "text_completion",
@@ -379,7 +404,7 @@ class RequestHandler(Generic[R]):
                 "gen_ai.request.max_tokens": request.sampling.max_tokens,
                 "feedloom.resumed_tokens": progress.resumed,
             },
-        ) as span:
+        ) as generating:
             stream = cast(
                 AsyncGenerator[EngineOutput, None],
                 self._engine.generate(
@@ -393,7 +418,7 @@ class RequestHandler(Generic[R]):
             reason: FinishReason | None = None
             async with aclosing(stream):
                 while True:
-                    output = await self._next(stream, prepared, running)
+                    output = await self._next(stream, running)
                     if output is None:
                         break
                     if isinstance(output, str):
@@ -408,10 +433,10 @@ class RequestHandler(Generic[R]):
                 progress.versions.append(serving)
             reason = reason or progress.answers[min(progress.answers)].reason
             assert reason is not None
-            span.set_attribute("gen_ai.usage.input_tokens", prepared.prompt_tokens)
-            span.set_attribute("gen_ai.usage.output_tokens", progress.tokens)
-            span.set_attribute("gen_ai.response.model", progress.versions[-1])
-            span.set_attribute("gen_ai.response.finish_reasons", [reason])
+            generating.set_attribute("gen_ai.usage.input_tokens", prepared.prompt_tokens)
+            generating.set_attribute("gen_ai.usage.output_tokens", progress.tokens)
+            generating.set_attribute("gen_ai.response.model", progress.versions[-1])
+            generating.set_attribute("gen_ai.response.finish_reasons", [reason])
         return reason
 
     async def _take(
@@ -468,28 +493,27 @@ class RequestHandler(Generic[R]):
                 prepared, request, progress, index, draft, final=index == last
             )
 
+    @staticmethod
     async def _next(
-        self,
-        stream: AsyncGenerator[EngineOutput, None],
-        prepared: Prepared,
-        running: _Running,
+        stream: AsyncGenerator[EngineOutput, None], running: _Running
     ) -> EngineOutput | FinishReason | None:
-        """The next delta, ``None`` at the end, or why there is none. Only the wait can be cut."""
-        left_s = None
-        if prepared.deadline_ms is not None:
-            left_s = max(0.0, (prepared.deadline_ms - self._now_ms()) / 1000)
-        if running.cancelled:
-            return "cancelled"
+        """The next delta, ``None`` at the end, or why there is none."""
+        reason = running.reason()
+        if reason is not None:
+            return reason
+        task = running.waiting = asyncio.current_task()
+        assert task is not None
         try:
-            async with asyncio.timeout(left_s) as scope:
-                running.scope = scope
-                return await anext(stream)
-        except TimeoutError:
-            return "cancelled" if running.cancelled else "deadline_exceeded"
+            return await anext(stream)
         except StopAsyncIteration:
             return None
+        except asyncio.CancelledError:
+            # Ours, unless somebody else cancelled the task as well.
+            if not running.cut or task.uncancel() > 0:
+                raise
+            return running.reason()
         finally:
-            running.scope = None
+            running.waiting = None
 
     async def _publish_chunk(
         self,

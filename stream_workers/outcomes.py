@@ -94,6 +94,8 @@ class OutcomeLog:
         self._idle = asyncio.Event()
         self._idle.set()
         self._failing_since: float | None = None
+        self.transactions = 0
+        self.committed = 0
         self._member: GroupMember | None = None
         self._committing = asyncio.Lock()
 
@@ -209,6 +211,8 @@ class OutcomeLog:
             [outcome.record for outcome in ours if outcome.record is not None], offsets, member
         )
         COMMIT_SIZE.record(len(ours))
+        self.transactions += 1
+        self.committed += len(ours)
         self._sending = []
         self._touched -= touched
         for outcome in ours:

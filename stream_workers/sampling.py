@@ -6,6 +6,7 @@ import json
 import math
 import reprlib
 from collections.abc import Iterator
+from functools import lru_cache
 
 from infra.contracts.errors import RequestRefused
 from infra.contracts.events import SamplingParameters, StructuredOutput
@@ -35,6 +36,7 @@ _UNUSED_BY_BEAMS = (
 _UNUSED_BY_GRAMMARS = ("ignore_eos", "min_tokens")
 
 
+@lru_cache(maxsize=1024)  # requests of one caller mostly ask for the same
 def check_sampling(sampling: SamplingParameters) -> None:
     """Raise RequestRefused ``invalid_sampling``, naming the field and what it may be."""
     for name, holds, wanted in _rules(sampling):

@@ -20,7 +20,8 @@ from infra.contracts.events import (
     GenerationResult,
 )
 from observability.instruments import DEAD_LETTERS
-from observability.propagation import inject
+from observability.propagation import forward, inject
+from observability.tracing import is_recording, span
 from stream_workers.transactions import Outgoing
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
@@ -66,7 +67,8 @@ class KafkaSink:
         partition = None
         if request.reply is not None:
             partition = request.reply.partition % self._chunk_partitions
-        headers = self._headers(chunk)
+        event_id = f"{chunk.request_id}/{chunk.epoch}.{chunk.attempt}.{chunk.seq}"
+        headers = self._headers(chunk, event_id, source.headers)
         origin = f"{source.topic}/{source.partition}/{source.offset}"
         headers.append((SOURCE_HEADER, origin.encode()))
         return await self._producer.send(
@@ -78,14 +80,14 @@ class KafkaSink:
             headers,
         )
 
-    def result(self, result: GenerationResult) -> Outgoing:
+    def result(self, result: GenerationResult, source: Record) -> Outgoing:
         """The result, keyed by request id."""
-        with _TRACER.start_as_current_span(f"send {RESULTS.name}", kind=SpanKind.PRODUCER):
+        with span(_TRACER, f"send {RESULTS.name}", kind=SpanKind.PRODUCER):
             return Outgoing(
                 self._prefix + RESULTS.name,
                 result.request_id.encode(),
                 encode(result),
-                self._headers(result),
+                self._headers(result, f"{result.request_id}/{result.epoch}.result", source.headers),
             )
 
     def dead_letter(self, record: Record, error: BaseException) -> Outgoing:
@@ -113,9 +115,9 @@ class KafkaSink:
             )
         )
 
-    async def example(self, example: FeedbackExample) -> None:
+    async def example(self, example: FeedbackExample, source: Record) -> None:
         """Returns once the broker has it."""
-        with _TRACER.start_as_current_span(f"send {EXAMPLES.name}", kind=SpanKind.PRODUCER):
+        with span(_TRACER, f"send {EXAMPLES.name}", kind=SpanKind.PRODUCER):
             await (
                 await self._producer.send(
                     self._prefix + EXAMPLES.name,
@@ -123,14 +125,10 @@ class KafkaSink:
                     encode(example),
                     None,
                     None,
-                    self._headers(example),
+                    self._headers(example, uuid.uuid4().hex, source.headers),
                 )
             )
 
-    def _headers(self, event: Event) -> list[tuple[str, bytes]]:
-        headers: Headers = event_headers(event, event_id=_event_id(), source=self._source)
-        return inject(headers)
-
-
-def _event_id() -> str:
-    return uuid.uuid4().hex
+    def _headers(self, event: Event, event_id: str, source: Headers) -> list[tuple[str, bytes]]:
+        headers = event_headers(event, event_id=event_id, source=self._source)
+        return inject(headers) if is_recording() else forward(headers, source)

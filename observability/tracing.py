@@ -1,0 +1,68 @@
+"""Spans where somebody collects them, and nothing at all where nobody does.
+
+Even the no-op tracer of the API costs some 20 µs a span; on a worker's path every request has
+several. Whether spans are recorded is decided once, when the process's telemetry is set up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Tracer
+from opentelemetry.util.types import AttributeValue
+
+from infra.contracts.codec import Headers
+from observability.propagation import extract
+
+_recording = False
+
+
+def start_recording() -> None:
+    """Record from now on. Called by the process's telemetry set-up."""
+    global _recording
+    _recording = True
+
+
+def is_recording() -> bool:
+    """Whether the telemetry set-up of this process installed a tracer provider."""
+    return _recording
+
+
+class _NoSpan(AbstractContextManager[Span]):
+    def __enter__(self) -> Span:
+        return INVALID_SPAN
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+
+_NO_SPAN = _NoSpan()
+
+
+def span(
+    tracer: Tracer,
+    name: str,
+    *,
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Mapping[str, AttributeValue] | None = None,
+    parent: Headers | None = None,
+) -> AbstractContextManager[Span]:
+    """The current span for a ``with`` block. ``parent``: headers that carry the trace context.
+
+    Without recording it is the invalid span, and the current context stays as it is.
+    """
+    if not _recording:
+        return _NO_SPAN
+    return tracer.start_as_current_span(
+        name,
+        context=None if parent is None else extract(parent),
+        kind=kind,
+        attributes=attributes,
+    )
