@@ -131,7 +131,7 @@ class DemoSettings(_Section):
     prompts: int = Field(default=64, ge=1)
     rate_per_s: float = Field(default=8.0, gt=0)
     max_tokens: int = Field(default=48, ge=1)
-    heldout_prompts: int = Field(default=48, ge=1)
+    heldout_prompts: int = Field(default=96, ge=1)
 
 
 class Settings(BaseSettings):

@@ -37,6 +37,10 @@ from stream_workers.weights import Weights
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+# A core for those who feed the engine: its threads spin, and on two cores starve the broker, the
+# clients and this very process. (Counted by the CPU build alone.)
+if len(os.sched_getaffinity(0)) > 1:
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
 # A regex is compiled in the event loop, which stands still meanwhile; vLLM's default is 5 s.
 os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "1")
 
@@ -420,10 +424,6 @@ class VllmEngine:
         if not self._closed:
             self._closed = True
             self._llm.shutdown()
-            # vLLM leaves these to the garbage collector, with their threads and descriptors.
-            core = self._llm.engine_core
-            core.ctx.destroy(linger=0)
-            core.resources.ctx.destroy(linger=0)
 
 
 def _structured_params(structured: StructuredOutput | None) -> Any:

@@ -181,7 +181,7 @@ class TrainerService:
             learning_rate=self._options.learning_rate,
             seconds=MAXIMUM_SECONDS,
             seed=self._options.seed,
-            steps=max(1, round(self._options.epochs * len(blocks) / self._options.batch_size)),
+            steps=max(1, round(len(blocks) / self._options.batch_size)),
             threads=self._options.threads,
         )
         log.info("fine-tuning %s@%s: %d steps", parent.model, parent.version, plan.steps)
@@ -204,17 +204,19 @@ class TrainerService:
             )
 
     def _blocks(self, tokenizer: object, curated: Curated, size: int) -> list[Block]:
-        """Feedback, and enough replayed Pile text to make up its share of the tokens."""
+        """Feedback, ``epochs`` times, and replayed Pile text to make up its share of the tokens."""
         prompts = encode_all(tokenizer, [pair.prompt for pair in curated.pairs])
         targets = encode_all(tokenizer, [pair.target for pair in curated.pairs])
         segments = [completion(p, t) for p, t in zip(prompts, targets, strict=True)]
         blocks = fit(segments, size, padding=tokenizer.pad_token_id)  # type: ignore[attr-defined]
+        passes = max(1, round(self._options.epochs))
         share = self._options.replay_fraction
-        wanted = round(len(blocks) * share / (1 - share))
+        wanted = round(passes * len(blocks) * share / (1 - share))
         texts = [row.text for row in islice(read_shards(self._train_shards()), REPLAY_DOCUMENTS)]
         random.Random(self._options.seed).shuffle(texts)
         replay = fill(map(document, encode_all(tokenizer, texts)), size)
-        blocks.extend(islice(replay, wanted))
+        # Feedback is seen once a pass, replayed text once in all.
+        blocks = [*blocks * passes, *islice(replay, wanted)]
         random.Random(self._options.seed).shuffle(blocks)
         return blocks
 

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import click
 
+TRAINING = {"epochs": "4", "replay_fraction": "0.9", "learning_rate": "0.001"}
+"""Unless they are set: a small model that was trained for minutes has much to learn from replayed
+text, and nothing to lose at a rate that would spoil a better one."""
+
 
 @click.command()
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report here.")
@@ -58,6 +62,9 @@ def demo(
         # Time to put requests in flight before the switch, which would else come at once.
         "FEEDLOOM_TRAINER__ROLLOUT_DELAY_S": "2",
     }
+    for name, value in TRAINING.items():
+        if name not in settings.trainer.model_fields_set:
+            environment[f"FEEDLOOM_TRAINER__{name.upper()}"] = value
     platform_settings = settings.model_copy(update={"home": state})
     telemetry = configure_telemetry("feedloom-demo", TelemetrySettings(span_directory=spans))
     stage = Stage(

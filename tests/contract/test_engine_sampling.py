@@ -15,7 +15,7 @@ from stream_workers.engine import Engine
 from stream_workers.prompt_tokens import PromptTokens
 
 from .answers import GREEDY, collect, completion, text, tokens
-from .conftest import VLLM_MARKS, WORDS, Weights
+from .conftest import WORDS, Weights
 
 if TYPE_CHECKING:
     from stream_workers.engine_vllm import VllmEngine
@@ -282,14 +282,16 @@ async def test_a_tokenizer_without_template_refuses_messages(weights: Weights) -
         SamplingParameters(beam_width=2, stop=("x",)),
         SamplingParameters(min_tokens=5, max_tokens=4),
         SamplingParameters(seed=2**70),
-        pytest.param(SamplingParameters(stop_token_ids=(100_000,)), marks=VLLM_MARKS, id="vocab"),
     ],
 )
-async def test_senseless_sampling_is_refused(
-    engine: Engine, sampling: SamplingParameters, request: pytest.FixtureRequest
-) -> None:
-    if "memory" in request.node.callspec.id and "vocab" in request.node.callspec.id:
-        return  # there is no end to the words
+async def test_senseless_sampling_is_refused(engine: Engine, sampling: SamplingParameters) -> None:
     with pytest.raises(RequestRefused) as caught:
         engine.check(WORDS, sampling)
     assert caught.value.code == "invalid_sampling"
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+async def test_a_stop_token_beyond_the_vocabulary_is_refused(vllm_engine: VllmEngine) -> None:
+    with pytest.raises(RequestRefused, match="stop_token_ids"):
+        vllm_engine.check(WORDS, SamplingParameters(stop_token_ids=(100_000,)))
