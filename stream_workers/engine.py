@@ -97,8 +97,8 @@ class Engine(Protocol):
         ``emitted`` the answer goes on where another engine left it: the new deltas continue
         ``emitted.token_ids`` (which count towards ``max_tokens``) and ``emitted.text`` exactly,
         so the first may carry text without tokens. ``continuation.continuable`` tells which
-        sampling allows it. Greedy tokens are those of an uninterrupted run; sampled ones follow
-        the same distribution, with a seed of their own.
+        sampling allows it. Greedy tokens are those of an uninterrupted run, as far as the model's
+        arithmetic is; sampled ones follow the same distribution, with a seed of their own.
 
         Raises:
             EngineGenerateError: this request failed.

@@ -39,7 +39,14 @@ from observability.instruments import (
 )
 from observability.tracing import span
 from stream_workers.coalescer import ChunkDraft, Coalescer
-from stream_workers.engine import Emitted, Engine, EngineGenerateError, EngineOutput
+from stream_workers.continuation import continuable
+from stream_workers.engine import (
+    Emitted,
+    EmittedMismatch,
+    Engine,
+    EngineGenerateError,
+    EngineOutput,
+)
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
 RequestKey = tuple[str, str]
@@ -332,6 +339,7 @@ class RequestHandler(Generic[R]):
         resumption: Resumption | None,
     ) -> tuple[FinishReason, GenerationError | None]:
         self._restore(request, progress, resumption)
+        last: EngineGenerateError
         for attempt in range(self._options.retries + 1):
             if attempt:
                 self._begin_again(request, progress)
@@ -341,6 +349,10 @@ class RequestHandler(Generic[R]):
                 return running.stop, None
             try:
                 return await self._generate(prepared, request, running, progress), None
+            except EmittedMismatch as error:
+                # What is on the token log is of another model, say: this run begins anew.
+                last = error
+                progress.answers, progress.versions, progress.resumed = {}, [], 0
             except EngineGenerateError as error:
                 last = error
             except RequestRefused as error:
@@ -622,14 +634,8 @@ class RequestHandler(Generic[R]):
 
 
 def _can_continue(request: GenerationRequest) -> bool:
-    """Whether an engine can go on from emitted tokens: one sampled answer, no grammar."""
-    sampling = request.sampling
-    return (
-        sampling.n == 1
-        and sampling.beam_width is None
-        and sampling.structured is None
-        and sampling.logprobs is None
-    )
+    """Whether a run can go on from emitted tokens; the log-probabilities before would be missing."""
+    return continuable(request.sampling) and request.sampling.logprobs is None
 
 
 def _deadline_ms(record: Record, request: GenerationRequest) -> int | None:

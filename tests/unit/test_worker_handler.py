@@ -213,6 +213,18 @@ async def test_a_retry_goes_on_from_what_the_failed_attempt_emitted() -> None:
     assert assembler.text == whole.text
 
 
+async def test_what_does_not_fit_the_model_is_not_continued() -> None:
+    whole = (await run(request())).results[0]
+    sink = ListSink()
+    subject = handler(MemoryEngine(version="default@1"), sink)
+    alien = Resumption(emitted=Emitted(token_ids=(1, 2), text="no such"), versions=("other@1",))
+    await subject.run(subject.prepare(record(encode(request()))), epoch=3, resumption=alien)
+    (result,) = sink.results
+    assert (result.text, result.resumed_tokens) == (whole.text, 0)
+    assert result.model_versions == ("default@1",)
+    assert sink.chunks[0].first_token == 0
+
+
 async def test_the_earlier_of_two_deadlines_counts() -> None:
     sink = ListSink()
     subject = handler(MemoryEngine(version="default@1"), sink)
