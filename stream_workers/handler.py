@@ -11,7 +11,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
 from opentelemetry import trace
@@ -21,21 +21,12 @@ from infra.contracts.bus import Record
 from infra.contracts.codec import DEADLINE_HEADER, decode, header
 from infra.contracts.errors import ContractError, MalformedRecord, RequestRefused
 from infra.contracts.events import (
-    Completion,
     FinishReason,
     GenerationCancellation,
     GenerationChunk,
     GenerationError,
     GenerationRequest,
     GenerationResult,
-    Timings,
-    TokenLogprob,
-)
-from observability.instruments import (
-    REQUEST_DURATION,
-    TIME_PER_OUTPUT_TOKEN,
-    TIME_TO_FIRST_TOKEN,
-    TOKEN_USAGE,
 )
 from observability.tracing import span
 from stream_workers.coalescer import ChunkDraft, Coalescer
@@ -47,6 +38,7 @@ from stream_workers.engine import (
     EngineGenerateError,
     EngineOutput,
 )
+from stream_workers.progress import Answer, Progress, measure, result_of
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
 RequestKey = tuple[str, str]
@@ -140,36 +132,6 @@ class _Running:
         if self.waiting is not None and not self.cut:
             self.cut = True
             self.waiting.cancel()
-
-
-@dataclass
-class _Answer:
-    """One completion of a request."""
-
-    coalescer: Coalescer
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    reason: FinishReason | None = None
-
-
-@dataclass
-class _Progress:
-    epoch: int
-    attempt: int = 0
-    seq: int = 0
-    resumed: int = 0
-    answers: dict[int, _Answer] = field(default_factory=dict)
-    versions: list[str] = field(default_factory=list)
-    started_s: float | None = None
-    first_s: float | None = None
-    last_s: float | None = None
-    delivery: Awaitable[object] | None = None
-    on_first_token: Callable[[float], None] | None = None
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(answer.token_ids) for answer in self.answers.values())
 
 
 class RequestHandler(Generic[R]):
@@ -286,7 +248,7 @@ class RequestHandler(Generic[R]):
                     "feedloom.request.epoch": epoch,
                 },
             ):
-                progress = _Progress(epoch, on_first_token=on_first_token)
+                progress = Progress(epoch, on_first_token=on_first_token)
                 return await self._answer(prepared, request, running, progress, resumption)
         finally:
             if timer is not None:
@@ -309,7 +271,7 @@ class RequestHandler(Generic[R]):
         prepared: Prepared,
         request: GenerationRequest,
         running: _Running,
-        progress: _Progress,
+        progress: Progress,
         resumption: Resumption | None,
     ) -> Ended[R]:
         reason: FinishReason
@@ -320,11 +282,22 @@ class RequestHandler(Generic[R]):
         else:
             reason, failure = await self._attempts(prepared, request, running, progress, resumption)
         await self._end_chunks(prepared, request, progress)
-        result = self._result(prepared, request, progress, reason, failure)
+        now_s = self._monotonic_s()
+        result = result_of(
+            request,
+            progress,
+            reason,
+            failure,
+            prompt_tokens=prepared.prompt_tokens,
+            worker_id=self._options.worker_id,
+            received_s=prepared.received_s,
+            now_s=now_s,
+            now_ms=self._now_ms(),
+        )
         # A reader that has the result must be able to have every chunk of it.
         if progress.delivery is not None:
             await progress.delivery
-        self._measure(request, result, prepared)
+        measure(result, now_s - prepared.received_s)
         return Ended(
             record=self._sink.result(result, prepared.record),
             tokens=prepared.prompt_tokens + progress.tokens,
@@ -335,7 +308,7 @@ class RequestHandler(Generic[R]):
         prepared: Prepared,
         request: GenerationRequest,
         running: _Running,
-        progress: _Progress,
+        progress: Progress,
         resumption: Resumption | None,
     ) -> tuple[FinishReason, GenerationError | None]:
         self._restore(request, progress, resumption)
@@ -363,7 +336,7 @@ class RequestHandler(Generic[R]):
         return "error", GenerationError(code="engine_error", message=str(last))
 
     def _restore(
-        self, request: GenerationRequest, progress: _Progress, resumption: Resumption | None
+        self, request: GenerationRequest, progress: Progress, resumption: Resumption | None
     ) -> None:
         """Start from what an earlier owner emitted, where an engine can go on from it."""
         if resumption is None or not _can_continue(request):
@@ -374,15 +347,15 @@ class RequestHandler(Generic[R]):
         answer = self._answer_at(progress, 0, len(emitted.token_ids))
         answer.token_ids, answer.text = list(emitted.token_ids), [emitted.text]
 
-    def _begin_again(self, request: GenerationRequest, progress: _Progress) -> None:
+    def _begin_again(self, request: GenerationRequest, progress: Progress) -> None:
         """The next attempt goes on from what this one has emitted, where that is possible."""
         progress.attempt += 1
         progress.seq = 0
         if not _can_continue(request):
             progress.answers, progress.versions = {}, []
 
-    def _answer_at(self, progress: _Progress, index: int, first_token: int = 0) -> _Answer:
-        answer = progress.answers[index] = _Answer(
+    def _answer_at(self, progress: Progress, index: int, first_token: int = 0) -> Answer:
+        answer = progress.answers[index] = Answer(
             Coalescer(
                 interval_s=self.chunk_interval_s,
                 max_tokens=self.chunk_max_tokens,
@@ -396,7 +369,7 @@ class RequestHandler(Generic[R]):
         prepared: Prepared,
         request: GenerationRequest,
         running: _Running,
-        progress: _Progress,
+        progress: Progress,
     ) -> FinishReason:
         serving = self._serving()
         engine_id = f"{request.request_id}/{request.submit_id}/{progress.epoch}.{progress.attempt}"
@@ -455,7 +428,7 @@ class RequestHandler(Generic[R]):
         self,
         prepared: Prepared,
         request: GenerationRequest,
-        progress: _Progress,
+        progress: Progress,
         output: EngineOutput,
     ) -> None:
         """One output of the engine into its answer, and out as chunks when they are due."""
@@ -489,7 +462,7 @@ class RequestHandler(Generic[R]):
             await self._publish_chunk(prepared, request, progress, output.index, draft)
 
     async def _end_chunks(
-        self, prepared: Prepared, request: GenerationRequest, progress: _Progress
+        self, prepared: Prepared, request: GenerationRequest, progress: Progress
     ) -> None:
         """What the coalescers still hold, and the mark of the end on the last chunk."""
         now = self._monotonic_s()
@@ -531,7 +504,7 @@ class RequestHandler(Generic[R]):
         self,
         prepared: Prepared,
         request: GenerationRequest,
-        progress: _Progress,
+        progress: Progress,
         index: int,
         draft: ChunkDraft,
         *,
@@ -555,86 +528,9 @@ class RequestHandler(Generic[R]):
         progress.seq += 1
         progress.delivery = await self._sink.chunk(request, chunk, prepared.record)
 
-    def _result(
-        self,
-        prepared: Prepared,
-        request: GenerationRequest,
-        progress: _Progress,
-        reason: FinishReason,
-        failure: GenerationError | None,
-    ) -> GenerationResult:
-        now_s, now_ms = self._monotonic_s(), self._now_ms()
-        received = prepared.received_s
-        started = now_s if progress.started_s is None else progress.started_s
-        end = now_s if progress.last_s is None else progress.last_s
-        ttft = itl = None
-        if progress.first_s is not None:
-            ttft = (progress.first_s - received) * 1000
-            produced = progress.tokens - progress.resumed
-            if produced > 1:
-                itl = (end - progress.first_s) * 1000 / (produced - 1)
-        indices = sorted(progress.answers)
-        first = progress.answers[indices[0]]
-        return GenerationResult(
-            request_id=request.request_id,
-            submit_id=request.submit_id,
-            model=request.model,
-            prompt=request.prompt,
-            messages=request.messages,
-            text="".join(first.text),
-            finish_reason=reason,
-            prompt_tokens=prepared.prompt_tokens,
-            output_tokens=progress.tokens,
-            model_versions=tuple(progress.versions),
-            created_at_ms=request.created_at_ms,
-            finished_at_ms=now_ms,
-            epoch=progress.epoch,
-            attempt=progress.attempt,
-            resumed_tokens=progress.resumed,
-            logprobs=tuple(first.logprobs),
-            alternatives=tuple(
-                Completion(
-                    text="".join(answer.text),
-                    finish_reason=answer.reason or reason,
-                    output_tokens=len(answer.token_ids),
-                    logprobs=tuple(answer.logprobs),
-                )
-                for answer in (progress.answers[index] for index in indices[1:])
-            ),
-            worker_id=self._options.worker_id,
-            tenant=request.tenant,
-            user=request.user,
-            error=failure,
-            timings=Timings(
-                queue_ms=max(0.0, now_ms - (now_s - started) * 1000 - request.created_at_ms),
-                ttft_ms=ttft,
-                itl_ms=itl,
-                total_ms=(end - received) * 1000,
-            ),
-            metadata=request.metadata,
-        )
-
-    def _measure(
-        self, request: GenerationRequest, result: GenerationResult, prepared: Prepared
-    ) -> None:
-        attributes: dict[str, str] = {
-            "gen_ai.request.model": request.model,
-            "gen_ai.response.model": result.model_versions[-1] if result.model_versions else "",
-        }
-        if result.error is not None:
-            attributes["error.type"] = result.error.code
-        timings = result.timings
-        if timings.ttft_ms is not None:
-            TIME_TO_FIRST_TOKEN.record(timings.ttft_ms / 1000, attributes)
-        if timings.itl_ms is not None:
-            TIME_PER_OUTPUT_TOKEN.record(timings.itl_ms / 1000, attributes)
-        REQUEST_DURATION.record(self._monotonic_s() - prepared.received_s, attributes)
-        for kind, count in (("input", result.prompt_tokens), ("output", result.output_tokens)):
-            TOKEN_USAGE.record(count, {**attributes, "gen_ai.token.type": kind})
-
 
 def _can_continue(request: GenerationRequest) -> bool:
-    """Whether a run can go on from emitted tokens; the log-probabilities before would be missing."""
+    """Whether a run can go on from emitted tokens; their log-probabilities would be missing."""
     return continuable(request.sampling) and request.sampling.logprobs is None
 
 
