@@ -1,0 +1,139 @@
+"""The parts of the benchmarks that work figures out: wrong arithmetic would look like a result."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from benchmarks.guard import watch
+from benchmarks.harness import Broken, Report, Target
+from benchmarks.load import Job, Trace, summary
+from benchmarks.plot import Chart, Line, render
+from benchmarks.profile_dispatch import summarize
+from benchmarks.render import BEGIN, END, page
+from benchmarks.report import ORDER
+from benchmarks.stats import event_rate, paired_ratio, percentile, rounded
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def trace(number: int, sent: float, arrivals: list[tuple[float, int]], tokens: int) -> Trace:
+    return Trace(Job(number, "p", tokens), sent, arrivals, ended=arrivals[-1][0])
+
+
+def test_percentiles_are_nearest_rank() -> None:
+    assert percentile([4, 1, 3, 2], 0.5) == 2
+    assert percentile([4, 1, 3, 2], 0.95) == 4
+    assert math.isnan(percentile([], 0.5))
+
+
+def test_rounds_are_compared_with_their_own_kind() -> None:
+    """The machine was half as fast in the second round: the ratio does not see it."""
+    assert paired_ratio([100, 50, 90], [200, 100, 200]) == 0.5
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.7, 1.9])
+def test_a_rate_of_bursts_does_not_depend_on_where_the_window_lies(offset: float) -> None:
+    bursts = [2.0 * burst for burst in range(100) for _ in range(8)]
+    window = [at for at in bursts if 20 + offset <= at < 40 + offset]
+    assert event_rate(window) == pytest.approx(4.0, rel=0.03)
+
+
+def test_a_window_counts_what_arrived_within_it() -> None:
+    early = trace(0, 0.0, [(0.5, 1), (1.5, 10), (2.5, 9)], 20)
+    within = trace(1, 1.0, [(1.1, 1), (1.3, 4)], 5)
+    window = summary([early, within], begin=1.0, end=2.0)
+    assert window.tokens_per_s == 15
+    assert window.ttft_ms[0] == pytest.approx(100)
+    # Four tokens after 200 ms are four gaps of 50 ms.
+    assert window.itl_ms[0] == pytest.approx(50)
+    assert (window.requests, window.requests_per_s) == (2, 1)
+
+
+def test_deltas_that_do_not_say_share_the_tokens() -> None:
+    untold = trace(0, 0.0, [(0.5, 0), (1.5, 0)], 10)
+    assert summary([untold], begin=0.0, end=1.0).tokens_per_s == 5
+
+
+def test_a_short_answer_breaks_the_run() -> None:
+    with pytest.raises(Broken, match="request 3"):
+        summary([trace(3, 0.0, [(0.5, 4)], 5)], begin=0.0, end=1.0)
+
+
+def test_a_missed_target_is_reported() -> None:
+    report = Report("bench", quick=False)
+    report.ratio("a / b", 0.5, Target(">=", 0.95))
+    report.ratio("growth", 1.0, Target("<=", 1.1))
+    document = report.document("bench")
+    assert document["met"] == {"a / b": False, "growth": True}
+    assert document["targets"] == {"a / b": ">= 0.95", "growth": "<= 1.1"}
+
+
+def test_figures_are_rounded_and_stay_json() -> None:
+    assert rounded({"a": (1.23456, math.nan), 2: 7}) == {"a": [1.235, None], "2": 7}
+
+
+def test_the_page_keeps_what_people_wrote() -> None:
+    text = f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n"
+    document = {
+        **Report("bench_scale", quick=False).document("python -m benchmarks.bench_scale"),
+        "ratios": {"4 workers / 4 x one worker": 0.97},
+        "targets": {"4 workers / 4 x one worker": ">= 0.95"},
+        "met": {"4 workers / 4 x one worker": True},
+    }
+    written = page(text, {"bench_scale": document})
+    assert written.startswith("before\n\n")
+    assert written.endswith("\n\nafter\n")
+    assert "old" not in written
+    assert "| 4 workers / 4 x one worker | 0.97 | >= 0.95 | met |" in written
+    assert page(written, {"bench_scale": document}) == written
+
+
+def test_the_plot_is_well_formed() -> None:
+    lines = [Line("a<b", [(1, 300.0), (64, 5000.0)]), Line("c", [(1, 250.0), (64, 4000.0)])]
+    drawn = ET.fromstring(render([Chart("tokens/s", "concurrency", lines)] * 2))
+    assert len(drawn.findall(".//{http://www.w3.org/2000/svg}polyline")) == 4
+
+
+def test_a_sample_counts_to_the_part_nearest_the_top() -> None:
+    stacks = (
+        "run (/x/stream_workers/handler.py:1);send (/x/site-packages/aiokafka/p.py:2) 3\n"
+        "run (/x/stream_workers/handler.py:9);uuid4 (/usr/lib/uuid.py:2) 1\n"
+    )
+    parts, functions, samples = summarize(stacks)
+    assert parts == {"aiokafka": 0.75, "request handler": 0.25}
+    assert functions == {"run (stream_workers/handler.py)": 1.0}
+    assert samples == 4
+
+
+def test_the_guard_cleans_up_when_its_writer_is_gone(tmp_path: Path) -> None:
+    left, ended = (
+        subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
+        )
+        for _ in range(2)
+    )
+    folder = tmp_path / "home"
+    folder.mkdir()
+    try:
+        watch(
+            io.StringIO(f"folder {folder}\ngroup {left.pid}\ngroup {ended.pid}\ndone {ended.pid}\n")
+        )
+        assert left.wait(20) == -9
+        assert ended.poll() is None
+        assert not folder.exists()
+    finally:
+        for process in (left, ended):
+            process.kill()
+            process.wait()
+
+
+def test_the_report_runs_every_benchmark() -> None:
+    found = {path.stem for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    assert found | {"profile_dispatch"} == set(ORDER)
