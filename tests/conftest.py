@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ from infra.settings import KafkaSettings
 ROOT = Path(__file__).resolve().parent.parent
 KAFKA_IMAGE = "apache/kafka:4.2.2"
 PARTITIONS = 3
+WORDS = "the quick brown fox jumps over the lazy dog and then returns to its den for the night"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'nobody' %}{{ raise_exception('nobody may speak') }}{% endif %}"
+    "{{ message['role'] }}: {{ message['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,3 +93,53 @@ def kafka_settings(kafka_bootstrap: str) -> KafkaSettings:
 @pytest.fixture
 def kafka_bus(kafka_settings: KafkaSettings) -> KafkaBus:
     return KafkaBus(kafka_settings)
+
+
+@dataclass
+class Weights:
+    """Two versions of one model, on disk. The tokenizer of the first has a chat template."""
+
+    first: Path
+    second: Path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    root = tmp_path_factory.mktemp("weights")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        [WORDS],
+        trainers.BpeTrainer(
+            vocab_size=320, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    paths = []
+    for seed, chat_template in ((1, CHAT_TEMPLATE), (2, None)):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(made),
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                max_position_embeddings=256,
+                eos_token_id=made.eos_token_id,
+                bos_token_id=None,
+            )
+        )
+        path = root / str(seed)
+        model.save_pretrained(path)
+        made.chat_template = chat_template
+        made.save_pretrained(path)
+        paths.append(path)
+    return Weights(*paths)

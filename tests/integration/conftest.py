@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,20 +20,26 @@ from infra.settings import KafkaSettings
 
 
 class Workers:
-    """Starts workers with the engine in memory, and stops them."""
+    """Starts workers and stops them: with vLLM if a ``model`` is given, else with words."""
 
-    def __init__(self, bus: KafkaBus, kafka: KafkaSettings, home: Path) -> None:
+    def __init__(
+        self, bus: KafkaBus, kafka: KafkaSettings, home: Path, model: Path | None = None
+    ) -> None:
         self.bus = bus
         self._kafka = kafka
         self._home = home
+        self._model = model
         self.children: list[Child] = []
         self.publish(version="1", revision=1)
         self.watch = PlatformWatch(bus)
 
     def publish(self, *, version: str, revision: int, spoil: bool = False) -> None:
         folder = self._home / "build" / version
-        folder.mkdir(parents=True)
-        (folder / "weights").write_text(version)
+        if self._model is None:
+            folder.mkdir(parents=True)
+            (folder / "weights").write_text(version)
+        else:
+            shutil.copytree(self._model, folder)
         uri, manifest = ArtifactStore(self._home / "artifacts").put(
             folder, model="default", version=version
         )
@@ -59,11 +66,12 @@ class Workers:
     def start(self, *, token_interval_s: float = 0.001, **settings: object) -> Child:
         """``settings`` of the worker section. Returns once it is ready."""
         name = f"worker-{len(self.children)}"
+        engine = "memory" if self._model is None else "vllm"
         chosen = {"session_timeout_s": 6, **settings}
         child = Child(
             name,
             feedloom_command(
-                ["worker", "--engine", "memory", "--token-interval", str(token_interval_s)]
+                ["worker", "--engine", engine, "--token-interval", str(token_interval_s)]
             ),
             log=self._home / f"{name}.log",
             environment={
@@ -75,7 +83,7 @@ class Workers:
             },
         )
         self.children.append(child)
-        self.wait(f"{name} to be ready", lambda: self._state(name) == "ready")
+        self.wait(f"{name} to be ready", lambda: self._state(name) == "ready", 180)
         return child
 
     def _state(self, name: str) -> str | None:

@@ -1,0 +1,58 @@
+"""A worker whose engine dies: it ends, and another goes on with its answers. Real vLLM."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.contracts import catalogue, codec
+from infra.contracts.assembly import ChunkAssembler
+from infra.contracts.events import GenerationChunk, SamplingParameters
+from infra.kafka.bus import KafkaBus
+from infra.settings import KafkaSettings
+from producers.client import GenerationClient
+from tests.conftest import WORDS, Weights
+
+from .conftest import Workers
+
+pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(400)]
+
+REQUESTS = 96
+TOKENS = 200
+
+
+def test_a_worker_without_an_engine_ends_and_another_goes_on(
+    kafka_bus: KafkaBus, kafka_settings: KafkaSettings, tmp_path: Path, weights: Weights
+) -> None:
+    workers = Workers(kafka_bus, kafka_settings, tmp_path, weights.first)
+    sampling = SamplingParameters(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
+    try:
+        first = workers.start(kv_cache_gb=0.25)
+        with GenerationClient(workers.bus, source="test") as client:
+            handles = [client.submit(f"{WORDS} {n}", sampling=sampling) for n in range(REQUESTS)]
+            next(iter(handles[0].stream(60)))
+            children = psutil.Process(first.pid).children(recursive=True)
+            (core,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+            core.kill()
+            assert first.wait(60) != 0
+            workers.children.remove(first)
+            workers.start(kv_cache_gb=0.25)
+            results = [handle.result(120) for handle in handles]
+        assert {result.output_tokens for result in results} == {TOKENS}
+        assert all(result.error is None for result in results)
+        finals = Counter(record.key for record in workers.records(catalogue.RESULTS.name))
+        assert finals == {handle.request.request_id.encode(): 1 for handle in handles}
+        answers: dict[str, ChunkAssembler] = {}
+        for record in workers.records(catalogue.CHUNKS.name):
+            chunk = codec.decode(record.value or b"", GenerationChunk)
+            answers.setdefault(chunk.request_id, ChunkAssembler()).add(chunk)
+        assert {result.request_id: result.text for result in results} == {
+            request_id: answer.text for request_id, answer in answers.items()
+        }
+        # Greedy: had it not been continued exactly, one prompt would have two answers.
+        assert any(result.resumed_tokens for result in results)
+    finally:
+        workers.close()
