@@ -6,11 +6,13 @@ topic fails these tests; nothing is deduplicated.
 
 from __future__ import annotations
 
-import gc
+import json
 import os
 import signal
+import socket
 import time
-import warnings
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from infra.contracts.events import (
 from infra.kafka.broker import EmbeddedBroker
 from infra.kafka.bus import KafkaBus
 from infra.kafka.topics import apply_catalogue
+from infra.local.supervisor import Child, feedloom_command
 from infra.settings import KafkaSettings
 from producers.client import GenerationClient
 from producers.handle import GenerationHandle
@@ -77,6 +80,16 @@ def check(workers: Workers, handles: Sequence[GenerationHandle]) -> dict[str, Ge
         assert answers[request_id].text == result.text
         assert answers[request_id].tokens == TOKENS
     return results
+
+
+def assembled(workers: Workers) -> dict[str, str]:
+    """The text of each answer, as a reader puts it together."""
+    answers: dict[str, ChunkAssembler] = {}
+    for record in workers.records(catalogue.CHUNKS.name):
+        chunk = codec.decode(record.value or b"", GenerationChunk)
+        answers.setdefault(chunk.request_id, ChunkAssembler()).add(chunk)
+    assert all(answer.finished for answer in answers.values())
+    return {request_id: answer.text for request_id, answer in answers.items()}
 
 
 def generated(workers: Workers) -> Counter[str]:
@@ -160,29 +173,42 @@ def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBro
 def test_answers_survive_a_restart_of_the_broker(
     own_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
-    with warnings.catch_warnings():
-        # kafka-python leaks sockets when a broker goes away: let them be found here, unheard.
-        warnings.simplefilter("ignore", ResourceWarning)
-        _restart_the_broker(own_broker, tmp_path)
-        gc.collect()
-
-
-def _restart_the_broker(own_broker: EmbeddedBroker, tmp_path: Path) -> None:
+    """The client is a process of its own: kafka-python leaks sockets when a broker goes away."""
     status = own_broker.status()
     assert status is not None
     settings = KafkaSettings(bootstrap_servers=status.bootstrap_servers)
     apply_catalogue(settings, partitions=3)
     workers = Workers(KafkaBus(settings), settings, tmp_path)
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    lines = [
+        json.dumps({"prompt": f"{PROMPT} {n}", "sampling": {"max_tokens": TOKENS}})
+        for n in range(12)
+    ]
+    prompts.write_text("\n".join(lines))
+    client = Child(
+        "client",
+        feedloom_command(["publish", str(prompts), "--results", str(answers), "--quiet"]),
+        log=tmp_path / "client.log",
+        environment={"FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": status.bootstrap_servers},
+    )
     try:
         workers.start(token_interval_s=SLOW_S)
-        with GenerationClient(workers.bus, source="test") as client:
-            handles = submit(client, 12)
-            until_all_run(handles)
-            own_broker.stop()
-            again = own_broker.start(attached=True)
-            assert again.bootstrap_servers == status.bootstrap_servers
-            check(workers, [*handles, *submit(client, 3)])
+        workers.wait(
+            "tokens of the answers",
+            lambda: sum(workers.bus.end_offsets(catalogue.CHUNKS.name).values()) > 12 * 10,
+        )
+        workers.watch.close()
+        own_broker.stop()
+        again = own_broker.start(attached=True)
+        assert again.bootstrap_servers == status.bootstrap_servers
+        assert client.wait(120) == 0, client.log_tail()
+        results = [json.loads(line) for line in answers.read_text().splitlines()]
+        assert [result["output_tokens"] for result in results] == [TOKENS] * 12
+        finals = Counter(record.key for record in workers.records(catalogue.RESULTS.name))
+        assert finals == {result["request_id"].encode(): 1 for result in results}
+        assert assembled(workers) == {result["request_id"]: result["text"] for result in results}
     finally:
+        client.stop(10)
         workers.close()
 
 
@@ -268,11 +294,6 @@ def test_a_client_that_leaves_takes_its_requests_with_it(workers: Workers) -> No
 
 
 def test_health_tells_what_a_worker_does(workers: Workers) -> None:
-    import json
-    import socket
-    import urllib.error
-    import urllib.request
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
