@@ -37,10 +37,6 @@ from stream_workers.weights import Weights
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-# A core for those who feed the engine: its threads spin, and on two cores starve the broker, the
-# clients and this very process. (Counted by the CPU build alone.)
-if len(os.sched_getaffinity(0)) > 1:
-    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
 # A regex is compiled in the event loop, which stands still meanwhile; vLLM's default is 5 s.
 os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "1")
 
@@ -112,6 +108,20 @@ class _LeanAsyncLLM(AsyncLLM):  # type: ignore[misc]
         super()._run_output_handler()
 
 
+def _share_the_cpu() -> None:
+    """Run the model in the engine's own process, on all cores but one.
+
+    By default vLLM's CPU build has a process more, and the two spin while they wait for each other:
+    on two cores the broker, the clients and this process get a turn when the answers are done.
+    Settings that are there already stand. On two cores, at 1 and 64 requests: 365 and 5,092
+    tokens/s on 1.1 cores, against 244 and 4,844 on 1.3 and 1.9.
+    """
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+    # vLLM allows one process here only under this name; AsyncLLM's own child stays.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
 class VllmEngine:
     """One model, its weights switched in place. Use :meth:`build`."""
 
@@ -142,6 +152,8 @@ class VllmEngine:
             "seed": options.seed,
         }
         if current_platform.is_cpu():
+            _share_the_cpu()
+            arguments["distributed_executor_backend"] = "uni"
             arguments["enforce_eager"] = True
             arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gb * 1024**3)
         else:
