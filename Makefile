@@ -50,8 +50,8 @@ format: $(STAMP) ## rewrite the code in the project's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## print every ratio that the README quotes
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(STAMP) ## measure every claim, and write docs/performance.md (ARGS=--quick only prints)
+	@$(BIN)/python -m benchmarks.report $(ARGS)
 
 lock: $(UV) ## resolve pyproject.toml again into requirements/*.txt
 	@for kind in cpu gpu; do \

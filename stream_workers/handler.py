@@ -42,6 +42,11 @@ from stream_workers.progress import Answer, Progress, measure, result_of
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
 RequestKey = tuple[str, str]
+
+CROWD = 16
+"""Requests in flight from which on chunks are coalesced for longer, in proportion ..."""
+WIDEST = 4.0
+"""... up to so many times the interval."""
 T = TypeVar("T", covariant=True)
 R = TypeVar("R")
 
@@ -357,7 +362,8 @@ class RequestHandler(Generic[R]):
     def _answer_at(self, progress: Progress, index: int, first_token: int = 0) -> Answer:
         answer = progress.answers[index] = Answer(
             Coalescer(
-                interval_s=self.chunk_interval_s,
+                # Wider under load: a chunk's cost is Kafka's and the reader's, not the engine's.
+                interval_s=self.chunk_interval_s * min(WIDEST, max(1.0, self.in_flight / CROWD)),
                 max_tokens=self.chunk_max_tokens,
                 first_token=first_token,
             )

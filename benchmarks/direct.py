@@ -1,0 +1,101 @@
+"""The engine without Kafka: a bare process that drives it in the worker's own configuration.
+
+``engine`` drives ``stream_workers.engine_vllm.VllmEngine`` as the worker does. ``asyncllm`` drives
+vLLM's ``AsyncLLM`` with the same engine arguments and nothing of this project in between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any
+
+import click
+import uvloop
+
+from benchmarks.harness import isolate
+from benchmarks.load import Job, Side, closed_loop
+from benchmarks.rpc import keep_stdout, serve
+from infra.contracts.events import SamplingParameters
+
+VERSION = "default@1"
+
+
+class EngineSide:
+    """Implements ``load.Side`` on the worker's engine."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        from stream_workers.engine_vllm import VllmEngine, VllmOptions
+
+        self._engine = VllmEngine.build(VllmOptions(version=VERSION, **options))
+        self._count = 0
+
+    async def stream(self, job: Job) -> AsyncIterator[int]:
+        """Tokens of each delta."""
+        self._count += 1
+        sampling = SamplingParameters(max_tokens=job.max_tokens, ignore_eos=True)
+        outputs = self._engine.generate(f"r{self._count}", job.prompt, sampling, VERSION)
+        async for output in outputs:
+            yield len(output.token_ids)
+
+
+class AsyncLLMSide:
+    """Implements ``load.Side`` on vLLM alone."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        # The environment that the worker's engine module sets before it imports vLLM.
+        import_module("stream_workers.engine_vllm")
+        from vllm import AsyncEngineArgs, SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._params: Any = lambda count: SamplingParams(
+            max_tokens=count,
+            temperature=0.7,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        self._llm: Any = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=options["path"],
+                max_num_seqs=options["max_num_seqs"],
+                enforce_eager=True,
+                kv_cache_memory_bytes=int(options["kv_cache_gb"] * 1024**3),
+                disable_log_stats=True,
+                seed=0,
+            )
+        )
+        self._count = 0
+
+    async def stream(self, job: Job) -> AsyncIterator[int]:
+        """Tokens of each delta."""
+        self._count += 1
+        params = self._params(job.max_tokens)
+        async for output in self._llm.generate(job.prompt, params, f"r{self._count}"):
+            yield len(output.outputs[0].token_ids)
+
+
+async def _run(kind: str, options: Mapping[str, Any]) -> None:
+    side: Side = EngineSide(options) if kind == "engine" else AsyncLLMSide(options)
+
+    async def handle(command: Mapping[str, Any]) -> Any:
+        return asdict(await closed_loop(side, **command))
+
+    await serve(handle)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["engine", "asyncllm"]))
+@click.argument("options")
+def main(kind: str, options: str) -> None:
+    """Answer load commands until the input ends. OPTIONS: JSON of VllmOptions."""
+    keep_stdout()
+    isolate()
+    # The worker's loop.
+    uvloop.run(_run(kind, json.loads(options)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""vLLM's own server as a side: streaming completions over HTTP, on aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from benchmarks.harness import Broken
+from benchmarks.load import Job, Window
+from benchmarks.stage import ROOT, START_TIMEOUT_S, Stage, thaw
+from benchmarks.turns import KV_CACHE_GB, WORKER_SETTINGS, drive, freeze_idle
+
+_DATA = b"data: "
+_END = b"[DONE]"
+
+
+class _Choice(msgspec.Struct):
+    text: str = ""
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+_DECODER = msgspec.json.Decoder(_Event)
+
+
+def _reserved() -> dict[str, str]:
+    """The core that ``stream_workers.engine_vllm`` keeps the engine's threads off."""
+    name = "VLLM_CPU_NUM_OF_RESERVED_CPU"
+    source = (ROOT / "stream_workers" / "engine_vllm.py").read_text("utf-8")
+    return {name: "1"} if name in source and len(os.sched_getaffinity(0)) > 1 else {}
+
+
+class HttpSide:
+    """Implements ``load.Side``. Deltas do not say how many tokens they hold."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url
+
+    async def stream(self, job: Job) -> AsyncIterator[int]:
+        """0 for each event with a choice: its share of the answer is worked out afterwards."""
+        body = {
+            "model": "default",
+            "prompt": job.prompt,
+            "max_tokens": job.max_tokens,
+            "temperature": 0.7,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        async with self._session.post(self._url, json=body) as response:
+            if response.status != 200:
+                raise Broken(f"HTTP {response.status}: {(await response.text())[:300]}")
+            async for line in response.content:
+                if not line.startswith(_DATA):
+                    continue
+                data = line[len(_DATA) :].strip()
+                if data == _END:
+                    return
+                if _DECODER.decode(data).choices:
+                    yield 0
+        raise Broken("a stream ended without its end mark")
+
+
+class VllmServe:
+    """``vllm serve`` as a child; implements ``turns.Contestant``."""
+
+    def __init__(self, stage: Stage, model: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._stage = stage
+        self._base = f"http://127.0.0.1:{port}"
+        self.child = stage.start(
+            "vllm-serve",
+            [
+                # The same server. The `vllm` command asks for the metadata of a package of that
+                # name, which the CPU build does not have, and ends.
+                *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+                *("--model", str(model)),
+                *("--served-model-name", "default"),
+                *("--host", "127.0.0.1", "--port", str(port)),
+                *("--max-num-seqs", str(WORKER_SETTINGS["max_num_seqs"])),
+                *("--kv-cache-memory-bytes", str(int(KV_CACHE_GB * 1024**3))),
+                "--enforce-eager",
+                "--disable-log-stats",
+                "--disable-uvicorn-access-log",
+            ],
+            {
+                "VLLM_NO_USAGE_STATS": "1",
+                "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+                "VLLM_LOGGING_LEVEL": "WARNING",
+                **_reserved(),
+            },
+        )
+        self._wait()
+        freeze_idle(self.child)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            self.child.check()
+            try:
+                with urllib.request.urlopen(f"{self._base}/health", timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                if time.monotonic() > deadline:
+                    raise Broken(f"vllm serve does not answer:\n{self.child.log_tail()}") from None
+            time.sleep(0.5)
+
+    def turn(self, load: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``turns.Contestant``."""
+        thaw(self.child.pid)
+        try:
+            self.child.check()
+            return asdict(asyncio.run(self._turn(load)))
+        finally:
+            freeze_idle(self.child)
+
+    async def _turn(self, load: Mapping[str, Any]) -> Window:
+        connector = aiohttp.TCPConnector(limit=0)
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            return await drive(load)(HttpSide(session, f"{self._base}/v1/completions"))
+
+    def log_tail(self) -> str:
+        """See ``turns.Contestant``."""
+        return self.child.log_tail()
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._stage.stop(self.child, 5.0)
