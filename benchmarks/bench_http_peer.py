@@ -23,8 +23,8 @@ from benchmarks.stats import spread
 from benchmarks.turns import Contestant, Platform, condensed, take_turns, tokens_ratio
 
 CLOSED = {
-    64: {"concurrency": 64, "ramp_s": 4.0, "window_s": 12.0},
-    256: {"concurrency": 256, "ramp_s": 10.0, "window_s": 20.0},
+    64: {"concurrency": 64, "ramp_s": 4.0, "window_s": 10.0},
+    256: {"concurrency": 256, "ramp_s": 8.0, "window_s": 14.0},
 }
 QUICK_CLOSED = {64: {"concurrency": 64, "ramp_s": 3.0, "window_s": 6.0}}
 HALF_LOAD_AT = 64

@@ -37,17 +37,17 @@ from benchmarks.turns import (
 )
 
 LOADS = {
-    1: {"concurrency": 1, "ramp_s": 2.0, "window_s": 8.0},
-    16: {"concurrency": 16, "ramp_s": 3.0, "window_s": 8.0},
-    64: {"concurrency": 64, "ramp_s": 4.0, "window_s": 12.0},
-    256: {"concurrency": 256, "ramp_s": 10.0, "window_s": 20.0},
+    1: {"concurrency": 1, "ramp_s": 2.0, "window_s": 6.0},
+    16: {"concurrency": 16, "ramp_s": 3.0, "window_s": 6.0},
+    64: {"concurrency": 64, "ramp_s": 4.0, "window_s": 10.0},
+    256: {"concurrency": 256, "ramp_s": 8.0, "window_s": 14.0},
 }
 QUICK_LOADS = {
     1: {"concurrency": 1, "ramp_s": 1.0, "window_s": 3.0},
     64: {"concurrency": 64, "ramp_s": 3.0, "window_s": 6.0},
 }
-LARGE_LOAD = {"concurrency": 64, "ramp_s": 7.0, "window_s": 18.0}
-LARGE = {"width": 512, "layers": 8}
+LARGE_LOAD = {"concurrency": 64, "ramp_s": 6.0, "window_s": 15.0}
+LARGE = {"width": 512, "layers": 4}
 """Chosen so that a step of 64 sequences takes 20 to 40 ms on two cores of the machine it was
 written on; the step that was measured is in the figures."""
 STEP_MS = 20.0
