@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from infra.contracts.assembly import ChunkAssembler
-from infra.contracts.bus import Bus, Reader, Record, TopicPartition
+from infra.contracts.bus import Bus, Reader, Record, TopicPartition, unread
 from infra.contracts.catalogue import CHUNKS
 from infra.contracts.codec import decode, header
 from infra.contracts.errors import ContractError, RetryableError
@@ -161,28 +161,24 @@ def _read(
 ) -> Iterator[Record]:
     """Records from ``starts`` to ``ends``, by default the topic's present ones."""
     ends = bus.end_offsets(topic) if ends is None else ends
-    unread = {
+    left = {
         partition: ends[partition] for partition, start in starts.items() if start < ends[partition]
     }
-    if not unread:
+    if not left:
         return
-    reader: Reader = bus.reader([topic], partitions=[each.partition for each in unread])
+    reader: Reader = bus.reader([topic], partitions=[each.partition for each in left])
     try:
-        for partition in unread:
+        for partition in left:
             reader.seek(partition, starts[partition])
         deadline = time.monotonic() + TIMEOUT_S
-        while unread:
+        while left:
             for record in reader.poll(0.1, max_records=5000):
                 if record.offset < ends[TopicPartition(record.topic, record.partition)]:
                     yield record
-            unread = {
-                partition: end
-                for partition, end in unread.items()
-                if reader.position(partition) < end
-            }
-            if unread and time.monotonic() > deadline:
+            left = unread(reader, left)
+            if left and time.monotonic() > deadline:
                 raise RecoveryIncomplete(
-                    f"{topic} was not read to its end within {TIMEOUT_S:.0f} s: {unread}"
+                    f"{topic} was not read to its end within {TIMEOUT_S:.0f} s: {left}"
                 )
     finally:
         reader.close()

@@ -139,30 +139,39 @@ class Bus(Protocol):
     ) -> None: ...
 
 
+def unread(reader: Reader, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """Those of ``ends`` that a reader has not come to.
+
+    Goes by positions, not by counts: markers of transactions and compacted records leave gaps.
+    """
+    return {
+        position: end
+        for position, end in ends.items()
+        if end > 0 and reader.position(position) < end
+    }
+
+
 def read_to_end(
     bus: Bus, topic: str, *, timeout_s: float = 60.0, poll_s: float = 0.2
 ) -> list[Record]:
     """Every record of a topic up to its present end, partition by partition in order.
 
-    Goes by positions, not by counts: markers of transactions and compacted records leave gaps.
     Raises ``TimeoutError``.
     """
-    unread = {position: end for position, end in bus.end_offsets(topic).items() if end > 0}
+    left = {position: end for position, end in bus.end_offsets(topic).items() if end > 0}
     found: list[Record] = []
     reader = bus.reader([topic])
     deadline = monotonic() + timeout_s
     try:
-        while unread:
+        while left:
             if monotonic() > deadline:
                 raise TimeoutError(f"{topic} was not read to its end within {timeout_s:.0f} s")
             found += [
                 record
                 for record in reader.poll(poll_s)
-                if record.offset < unread.get(TopicPartition(record.topic, record.partition), 0)
+                if record.offset < left.get(TopicPartition(record.topic, record.partition), 0)
             ]
-            unread = {
-                position: end for position, end in unread.items() if reader.position(position) < end
-            }
+            left = unread(reader, left)
     finally:
         reader.close()
     return found

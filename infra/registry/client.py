@@ -10,7 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus, Publisher, TopicPartition
+from infra.contracts.bus import Bus, Publisher, unread
 from infra.contracts.errors import ContractError, FatalError
 from infra.contracts.events import Event, ModelVersionPublished, RolloutChanged
 from infra.registry.state import RegistryState
@@ -48,7 +48,6 @@ class RegistryWatcher:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._reader = bus.reader(TOPICS)
-        self._next: dict[TopicPartition, int] = {}
         self.state = RegistryState()
 
     def poll(self, timeout_s: float) -> list[ModelVersionPublished | RolloutChanged]:
@@ -59,7 +58,6 @@ class RegistryWatcher:
         """
         applied = []
         for record in self._reader.poll(timeout_s):
-            self._next[TopicPartition(record.topic, record.partition)] = record.offset + 1
             if record.value is None:
                 continue
             where = f"{record.topic}/{record.partition} at {record.offset}"
@@ -92,7 +90,7 @@ class RegistryWatcher:
             for position, end in self._bus.end_offsets(topic).items()
         }
         deadline = time.monotonic() + timeout_s
-        while any(self._next.get(position, 0) < end for position, end in ends.items()):
+        while ends := unread(self._reader, ends):
             if time.monotonic() > deadline:
                 raise FatalError(f"the registry topics could not be read within {timeout_s:.0f} s")
             self.poll(0.2)

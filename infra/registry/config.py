@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus, Publisher, Record, TopicPartition
+from infra.contracts.bus import Bus, Publisher, Record, unread
 from infra.contracts.config_keys import ConfigState, InvalidSetting, Value, parse
 from infra.contracts.errors import ContractError, FatalError, RetryableError
 from infra.contracts.events import ConfigChanged
@@ -38,7 +38,6 @@ class ConfigWatcher:
         self.state = ConfigState(defaults)
         self._bus = bus
         self._reader = bus.reader([TOPIC])
-        self._next: dict[TopicPartition, int] = {}
         self._callbacks: list[Callable[[ConfigState], None]] = []
 
     def on_change(self, callback: Callable[[ConfigState], None]) -> None:
@@ -53,7 +52,6 @@ class ConfigWatcher:
         """
         changed: list[str] = []
         for record in self._reader.poll(timeout_s):
-            self._next[TopicPartition(record.topic, record.partition)] = record.offset + 1
             where = f"{record.topic}/{record.partition} at {record.offset}"
             try:
                 key = self._apply(record)
@@ -81,9 +79,9 @@ class ConfigWatcher:
 
     def catch_up(self, timeout_s: float = 30) -> None:
         """Poll up to the end that the topic has now. Raises FatalError after ``timeout_s``."""
-        ends = self._bus.end_offsets(TOPIC)
+        ends = dict(self._bus.end_offsets(TOPIC))
         deadline = time.monotonic() + timeout_s
-        while any(self._next.get(position, 0) < end for position, end in ends.items()):
+        while ends := unread(self._reader, ends):
             if time.monotonic() > deadline:
                 raise FatalError(f"{TOPIC} could not be read within {timeout_s:.0f} s")
             self.poll(0.2)
