@@ -64,6 +64,7 @@ class Direct:
             "path": str(model),
             "max_num_seqs": WORKER_SETTINGS["max_num_seqs"],
             "kv_cache_gb": KV_CACHE_GB,
+            "pin_cores": True,
         }
         self.process = Served(stage, kind, "benchmarks.direct", kind, json.dumps(options))
         self.process.freeze()

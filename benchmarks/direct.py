@@ -7,6 +7,7 @@ vLLM's ``AsyncLLM`` with the same engine arguments and nothing of this project i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from importlib import import_module
@@ -19,6 +20,7 @@ from benchmarks.harness import isolate
 from benchmarks.load import Job, Side, closed_loop
 from benchmarks.rpc import keep_stdout, serve
 from infra.contracts.events import SamplingParameters
+from infra.cores import divide
 
 VERSION = "default@1"
 
@@ -45,8 +47,8 @@ class AsyncLLMSide:
     """Implements ``load.Side`` on vLLM alone."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        # The environment that the worker's engine module sets before it imports vLLM.
-        import_module("stream_workers.engine_vllm")
+        # The worker's own environment: set before vLLM is imported, and before it starts its child.
+        import_module("stream_workers.engine_vllm").share_the_cpu()
         from vllm import AsyncEngineArgs, SamplingParams
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -62,11 +64,14 @@ class AsyncLLMSide:
                 model=options["path"],
                 max_num_seqs=options["max_num_seqs"],
                 enforce_eager=True,
+                distributed_executor_backend="uni",
                 kv_cache_memory_bytes=int(options["kv_cache_gb"] * 1024**3),
                 disable_log_stats=True,
                 seed=0,
             )
         )
+        children = self._llm.engine_core.resources.engine_manager.processes
+        divide(engine=[child.pid for child in children], others=[os.getpid()])
         self._count = 0
 
     async def stream(self, job: Job) -> AsyncIterator[int]:

@@ -18,7 +18,7 @@ from aiokafka.structs import TopicPartition as BrokerPartition
 from infra.contracts.bus import TopicPartition
 from infra.contracts.catalogue import REQUESTS
 from stream_workers.offsets import OffsetTracker, Position
-from stream_workers.outcomes import MAX_RECORDS, Outcome, OutcomeLog
+from stream_workers.outcomes import INTERVAL_S, MAX_RECORDS, Outcome, OutcomeLog
 from stream_workers.transactions import Outgoing, TransactionalProducer
 
 PARTITIONS = 12
@@ -75,6 +75,7 @@ class TransactionEnds:
             prefix=prefix,
             trackers=books.trackers,
             position=lambda partition: books.trackers[partition].position(1),
+            interval_s=lambda: INTERVAL_S,
         )
         self.done: set[int] = set()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
 import time
@@ -16,11 +15,13 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import psutil
 
 from benchmarks.harness import Broken
 from benchmarks.load import Job, Window
-from benchmarks.stage import ROOT, START_TIMEOUT_S, Stage, thaw
+from benchmarks.stage import START_TIMEOUT_S, Stage, thaw
 from benchmarks.turns import KV_CACHE_GB, WORKER_SETTINGS, drive, freeze_idle
+from infra.cores import available, divide, share
 
 _DATA = b"data: "
 _END = b"[DONE]"
@@ -35,13 +36,6 @@ class _Event(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(_Event)
-
-
-def _reserved() -> dict[str, str]:
-    """The core that ``stream_workers.engine_vllm`` keeps the engine's threads off."""
-    name = "VLLM_CPU_NUM_OF_RESERVED_CPU"
-    source = (ROOT / "stream_workers" / "engine_vllm.py").read_text("utf-8")
-    return {name: "1"} if name in source and len(os.sched_getaffinity(0)) > 1 else {}
 
 
 class HttpSide:
@@ -96,6 +90,8 @@ class VllmServe:
                 *("--max-num-seqs", str(WORKER_SETTINGS["max_num_seqs"])),
                 *("--kv-cache-memory-bytes", str(int(KV_CACHE_GB * 1024**3))),
                 "--enforce-eager",
+                # As the worker's engine has it: by default two processes spin for each other.
+                *("--distributed-executor-backend", "uni"),
                 "--disable-log-stats",
                 "--disable-uvicorn-access-log",
             ],
@@ -103,10 +99,13 @@ class VllmServe:
                 "VLLM_NO_USAGE_STATS": "1",
                 "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
                 "VLLM_LOGGING_LEVEL": "WARNING",
-                **_reserved(),
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                "OMP_NUM_THREADS": str(len(share(available()).engine)),
             },
         )
         self._wait()
+        engine = psutil.Process(self.child.pid).children(recursive=True)
+        divide(engine=[child.pid for child in engine], others=[self.child.pid])
         freeze_idle(self.child)
 
     def _wait(self) -> None:

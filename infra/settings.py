@@ -62,6 +62,8 @@ class WorkerSettings(_Section):
     max_num_seqs: int = Field(default=64, ge=1)
     kv_cache_gb: float = Field(default=0.5, gt=0)
     """CPU engine only: memory for the KV cache, GiB."""
+    pin_cores: bool = True
+    """CPU engine only: it gets cores of its own; off where several workers share a machine."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     max_queued: int = Field(default=1_000, ge=1)
     """Requests of one class taken from Kafka and not started; the consumer pauses above it."""

@@ -10,6 +10,17 @@ from dataclasses import dataclass
 
 from infra.contracts.events import TokenLogprob
 
+CROWD = 16
+"""Requests in flight from which on what goes to Kafka is gathered for longer ..."""
+WIDEST = 4.0
+"""... up to so many times."""
+
+
+def crowding(in_flight: int) -> float:
+    """How many times longer to gather: a record's cost is Kafka's and the reader's, not the
+    engine's, and the more streams there are the less each of them feels a wait."""
+    return min(WIDEST, max(1.0, in_flight / CROWD))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkDraft:

@@ -21,7 +21,7 @@ from faust.types import TP
 from infra.contracts.bus import Record, TopicPartition
 from stream_workers.transactions import Committed, GroupMember
 
-FETCH_WAIT_MS = 25
+FETCH_WAIT_MS = 500
 """How long the broker may hold back an empty fetch.
 
 aiokafka has one fetch under way for a broker, without the partitions whose records it has just
@@ -161,6 +161,22 @@ class _ReadCommittedThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer._isolation_level = "read_committed"
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
+
+    async def _fetch_records(
+        self, consumer: Any, active_partitions: AbstractSet[Any] | None, **options: Any
+    ) -> Any:
+        """Fetch nothing of a partition that is not active.
+
+        Faust leaves such records (a table's changelog, once it is recovered) with aiokafka, which
+        then fetches nothing from that broker for 100 ms, hoping that somebody takes them.
+        """
+        if active_partitions is not None and self.consumer.flow_active:
+            wanted = frozenset(active_partitions)
+            paused = consumer.paused()
+            consumer.pause(*(consumer.assignment() - wanted - paused))
+            # Faust's class of a partition is equal to aiokafka's, but not accepted by it.
+            consumer.resume(*(partition for partition in paused if partition in wanted))
+        return await super()._fetch_records(consumer, active_partitions, **options)
 
 
 class RequestTransport(Transport):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from infra.contracts.errors import RequestRefused
 from infra.contracts.events import SamplingParameters, StructuredOutput
+from infra.cores import available, divide, share
 from stream_workers.beam_search import Beam, beam_search, together
 from stream_workers.continuation import AnswerText, continuable, continued_seed, resume
 from stream_workers.engine import (
@@ -79,6 +80,8 @@ class VllmOptions:
     gpu_memory_utilization: float = 0.9
     dtype: str = "auto"
     seed: int = 0
+    pin_cores: bool = False
+    """CPU only: the engine on cores of its own, this process on the rest (``infra.cores``)."""
 
 
 class _LoadRecorder(PrometheusStatLogger):  # type: ignore[misc]
@@ -108,16 +111,15 @@ class _LeanAsyncLLM(AsyncLLM):  # type: ignore[misc]
         super()._run_output_handler()
 
 
-def _share_the_cpu() -> None:
-    """Run the model in the engine's own process, on all cores but one.
+def share_the_cpu() -> None:
+    """Run the model in the engine's own process, with no more threads than its share of cores.
 
     By default vLLM's CPU build has a process more, and the two spin while they wait for each other:
     on two cores the broker, the clients and this process get a turn when the answers are done.
     Settings that are there already stand. On two cores, at 1 and 64 requests: 365 and 5,092
     tokens/s on 1.1 cores, against 244 and 4,844 on 1.3 and 1.9.
     """
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(share(available()).engine)))
     # vLLM allows one process here only under this name; AsyncLLM's own child stays.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
@@ -152,7 +154,7 @@ class VllmEngine:
             "seed": options.seed,
         }
         if current_platform.is_cpu():
-            _share_the_cpu()
+            share_the_cpu()
             arguments["distributed_executor_backend"] = "uni"
             arguments["enforce_eager"] = True
             arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gb * 1024**3)
@@ -161,6 +163,9 @@ class VllmEngine:
         llm = _LeanAsyncLLM.from_engine_args(
             AsyncEngineArgs(**arguments), stat_loggers=[_LoadRecorder]
         )
+        if current_platform.is_cpu() and options.pin_cores:
+            children = llm.engine_core.resources.engine_manager.processes
+            divide(engine=[child.pid for child in children], others=[os.getpid()])
         return cls(llm, options)
 
     @property

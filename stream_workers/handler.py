@@ -29,7 +29,7 @@ from infra.contracts.events import (
     GenerationResult,
 )
 from observability.tracing import span
-from stream_workers.coalescer import ChunkDraft, Coalescer
+from stream_workers.coalescer import ChunkDraft, Coalescer, crowding
 from stream_workers.continuation import continuable
 from stream_workers.engine import (
     Emitted,
@@ -43,10 +43,6 @@ from stream_workers.progress import Answer, Progress, measure, result_of
 _TRACER = trace.get_tracer("feedloom.stream_workers")
 RequestKey = tuple[str, str]
 
-CROWD = 16
-"""Requests in flight from which on chunks are coalesced for longer, in proportion ..."""
-WIDEST = 4.0
-"""... up to so many times the interval."""
 T = TypeVar("T", covariant=True)
 R = TypeVar("R")
 
@@ -362,8 +358,7 @@ class RequestHandler(Generic[R]):
     def _answer_at(self, progress: Progress, index: int, first_token: int = 0) -> Answer:
         answer = progress.answers[index] = Answer(
             Coalescer(
-                # Wider under load: a chunk's cost is Kafka's and the reader's, not the engine's.
-                interval_s=self.chunk_interval_s * min(WIDEST, max(1.0, self.in_flight / CROWD)),
+                interval_s=self.chunk_interval_s * crowding(self.in_flight),
                 max_tokens=self.chunk_max_tokens,
                 first_token=first_token,
             )

@@ -1,7 +1,8 @@
 """Commits what ended: outcomes and the positions that say so, many in one transaction.
 
-While one transaction runs, what ends meanwhile gathers for the next, so the cost of a
-transaction is shared by as many requests as the load brings.
+While one transaction runs, and until the next is due, what ends meanwhile gathers for it, so the
+cost of a transaction is shared by as many requests as the load brings. The first after a pause
+starts at once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +35,8 @@ _LOG = logging.getLogger(__name__)
 MAX_RECORDS = 2_000
 RETRY_S = 0.2
 GIVE_UP_S = 120.0
+INTERVAL_S = 0.025
+"""Between two transactions of a worker with few requests in flight."""
 
 
 class CommitsFail(FatalError):
@@ -66,8 +70,9 @@ class OutcomeLog:
     """Takes outcomes in any order and commits each once, while its partition is owned.
 
     ``trackers`` are those of the partitions owned now. ``position`` gives what is to be stored for
-    one of them. What is not committed when partitions move is dropped here; its owner puts it
-    again if the partition comes back.
+    one of them, ``interval_s`` the least time from the start of a transaction to the next. What is
+    not committed when partitions move is dropped here; its owner puts it again if the partition
+    comes back.
     """
 
     def __init__(
@@ -78,12 +83,15 @@ class OutcomeLog:
         trackers: Mapping[TopicPartition, OffsetTracker],
         position: Callable[[TopicPartition], Position | None],
         give_up_s: float = GIVE_UP_S,
+        interval_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._writer = writer
         self._prefix = prefix
         self._trackers = trackers
         self._position = position
         self._give_up_s = give_up_s
+        self._interval_s = interval_s
+        self._last_start = 0.0
         self._waiting: deque[Outcome] = deque()
         self._sending: list[Outcome] = []
         # Which tracker counts it as finished: an outcome that is sent again was claimed before,
@@ -93,6 +101,7 @@ class OutcomeLog:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._hurry = asyncio.Event()
         self._failing_since: float | None = None
         self.transactions = 0
         self.committed = 0
@@ -127,6 +136,7 @@ class OutcomeLog:
             await self._wake.wait()
             self._wake.clear()
             while self._unsaved and self._member is not None:
+                await self._until_due()
                 async with self._committing:
                     await self._commit_some(self._member)
             if not self._unsaved:
@@ -136,12 +146,22 @@ class OutcomeLog:
     def _unsaved(self) -> bool:
         return bool(self._waiting or self._touched)
 
+    async def _until_due(self) -> None:
+        left_s = self._last_start + self._interval_s() - time.monotonic()
+        if left_s > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), left_s)
+        self._last_start = time.monotonic()
+
     async def flush(self, timeout_s: float) -> bool:
         """Wait until everything put so far is committed or dropped; ``False`` on timeout."""
+        self._hurry.set()
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
             return False
+        finally:
+            self._hurry.clear()
         return True
 
     async def suspend(self) -> None:

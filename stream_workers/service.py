@@ -35,11 +35,12 @@ from infra.registry.store import ArtifactStore
 from infra.settings import KafkaSettings, Settings, WorkerSettings
 from stream_workers.admission import Limits, Scheduler
 from stream_workers.app import FeedbackJoin, aiokafka_options, faust_app
+from stream_workers.coalescer import crowding
 from stream_workers.dispatcher import Dispatcher, DispatchOptions
 from stream_workers.engine import Engine, EngineDead
 from stream_workers.handler import HandlerOptions, RequestHandler
 from stream_workers.health import HealthServer, Phase, Vitals
-from stream_workers.outcomes import OutcomeLog
+from stream_workers.outcomes import INTERVAL_S, OutcomeLog
 from stream_workers.recovery import recover
 from stream_workers.sink import KafkaSink
 from stream_workers.slack import BatchPolicy, BatchWindow
@@ -82,6 +83,7 @@ def build_engine(
             max_model_len=worker.max_model_len,
             kv_cache_gb=worker.kv_cache_gb,
             gpu_memory_utilization=worker.gpu_memory_utilization,
+            pin_cores=worker.pin_cores,
         )
     )
 
@@ -303,6 +305,7 @@ async def run_worker(
             prefix=kafka.topic_prefix,
             trackers=dispatcher.trackers,
             position=dispatcher.position,
+            interval_s=lambda: INTERVAL_S * crowding(dispatcher.in_flight),
         )
         dispatcher.bind(outcomes)
         app.transport.intake = dispatcher

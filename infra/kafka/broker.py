@@ -30,6 +30,12 @@ from infra.tether import tethered
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.1
+SMALL_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+"""Compile quickly rather than well, collect in one thread.
+
+The optimizing compiler takes a third of a core in a broker's first minutes, which on two cores the
+engine misses: 3,160 against 3,705 tokens/s at 64 streams, TTFT p95 131 against 68 ms.
+"""
 
 Progress = Callable[[str], None]
 
@@ -97,6 +103,7 @@ class EmbeddedBroker:
                 str(java.path),
                 f"-Xmx{self._heap_mb}m",
                 "-XX:+ExitOnOutOfMemoryError",
+                *SMALL_JVM,
                 "-Djava.awt.headless=true",
                 f"-Dlog4j2.configurationFile={self.root / 'log4j2.properties'}",
                 "-cp",

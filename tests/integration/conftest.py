@@ -67,7 +67,7 @@ class Workers:
         """``settings`` of the worker section. Returns once it is ready."""
         name = f"worker-{len(self.children)}"
         engine = "memory" if self._model is None else "vllm"
-        chosen = {"session_timeout_s": 6, **settings}
+        chosen = {"session_timeout_s": 6, "pin_cores": False, **settings}
         child = Child(
             name,
             feedloom_command(
