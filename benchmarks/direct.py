@@ -48,7 +48,8 @@ class AsyncLLMSide:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         # The worker's own environment: set before vLLM is imported, and before it starts its child.
-        import_module("stream_workers.engine_vllm").share_the_cpu()
+        ours = import_module("stream_workers.engine_vllm")
+        ours.share_the_cpu()
         from vllm import AsyncEngineArgs, SamplingParams
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -64,6 +65,7 @@ class AsyncLLMSide:
                 model=options["path"],
                 max_num_seqs=options["max_num_seqs"],
                 enforce_eager=True,
+                block_size=ours.CPU_BLOCK_TOKENS,
                 distributed_executor_backend="uni",
                 kv_cache_memory_bytes=int(options["kv_cache_gb"] * 1024**3),
                 disable_log_stats=True,

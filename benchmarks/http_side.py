@@ -92,6 +92,7 @@ class VllmServe:
                 "--enforce-eager",
                 # As the worker's engine has it: by default two processes spin for each other.
                 *("--distributed-executor-backend", "uni"),
+                *("--block-size", "32"),
                 "--disable-log-stats",
                 "--disable-uvicorn-access-log",
             ],

@@ -68,7 +68,11 @@ def request_of(
 
 
 def publish_requests(
-    bus: Bus, requests: Iterable[GenerationRequest], *, spread_over: int | None = None
+    bus: Bus,
+    requests: Iterable[GenerationRequest],
+    *,
+    spread_over: int | None = None,
+    topic: str = catalogue.REQUESTS.name,
 ) -> int:
     """Publish requests and wait for all of them; returns how many.
 
@@ -80,7 +84,7 @@ def publish_requests(
         headers = codec.event_headers(request, event_id=request.submit_id, source="benchmark")
         pending.append(
             publisher.publish(
-                catalogue.REQUESTS.name,
+                topic,
                 key=(request.affinity_key or request.request_id).encode(),
                 value=codec.encode(request),
                 headers=[*headers, TRACEPARENT],

@@ -189,6 +189,42 @@ def _outcomes(figures: Mapping[str, Any]) -> Iterable[str]:
     yield _table([f"median (spread); {figures['kills']} kills", *kinds], rows)
 
 
+def _classes(figures: Mapping[str, Any]) -> Iterable[str]:
+    rows = [
+        [
+            load,
+            name,
+            *(_spread(found["ttft_ms"][quantile]) for quantile in ("p50", "p95", "p99")),
+            _spread(found["itl_p50_ms"]),
+            _spread(found["batch_tokens_per_s"]),
+        ]
+        for load, sides in figures.items()
+        for name, found in sides.items()
+    ]
+    heads = ["interactive load", "", "TTFT p50, ms", "p95", "p99", "ITL p50, ms", "batch tokens/s"]
+    yield _table(heads, rows)
+
+
+def _affinity(figures: Mapping[str, Any]) -> Iterable[str]:
+    yield (
+        f"{figures['conversations']} conversations of {figures['turns']} turns on "
+        f"{figures['workers']} workers, each with room for {figures['kv_tokens_a_worker']} tokens."
+    )
+    rows = [
+        [name, _spread(figures[name]["hit_rate"]), _spread(figures[name]["ttft_p50_ms"])]
+        for name in ("affinity", "round-robin")
+    ]
+    yield _table(["median (spread)", "hit rate", "worker's TTFT p50, ms"], rows)
+
+
+def _cancellation(figures: Mapping[str, Any]) -> Iterable[str]:
+    rows = [
+        [load, str(found["cancelled"]), *(_number(value) for value in found["ms"].values())]
+        for load, found in figures.items()
+    ]
+    yield _table(["", "cancelled", "p50, ms", "p95", "p99", "longest"], rows)
+
+
 def _spread(found: Mapping[str, float]) -> str:
     if found["rounds"] == 1:
         return _number(found["median"])
@@ -220,6 +256,9 @@ _FIGURES = {
     "bench_scale": _scale,
     "bench_backlog": _backlog,
     "bench_outcomes": _outcomes,
+    "bench_classes": _classes,
+    "bench_affinity": _affinity,
+    "bench_cancellation": _cancellation,
     "profile_dispatch": _profile,
 }
 

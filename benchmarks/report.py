@@ -27,6 +27,9 @@ ORDER = (
     "bench_scale",
     "bench_backlog",
     "bench_outcomes",
+    "bench_classes",
+    "bench_affinity",
+    "bench_cancellation",
     "profile_dispatch",
 )
 RESULTS = ROOT / "benchmarks" / "results"

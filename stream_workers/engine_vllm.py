@@ -52,6 +52,9 @@ from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
+CPU_BLOCK_TOKENS = 32
+"""The prefix cache knows whole blocks. vLLM's 128 on a CPU miss most chats; 32 are as fast."""
+
 Deltas = AsyncGenerator[EngineOutput, None]
 _SAME_NAMES = (
     "temperature",
@@ -157,6 +160,7 @@ class VllmEngine:
             share_the_cpu()
             arguments["distributed_executor_backend"] = "uni"
             arguments["enforce_eager"] = True
+            arguments["block_size"] = CPU_BLOCK_TOKENS
             arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gb * 1024**3)
         else:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
@@ -212,6 +216,7 @@ class VllmEngine:
                         finish_reason=None if reason is None else _finish(reason, request_id),
                         index=one.index,
                         logprobs=() if top is None else token_logprobs(one.logprobs, top),
+                        cached_tokens=output.num_cached_tokens or 0,
                     )
 
     async def _continued(
@@ -267,6 +272,8 @@ class VllmEngine:
                     version=self.version,
                     finish_reason=finish,
                     logprobs=() if top is None else token_logprobs(one.logprobs[:kept], top),
+                    # Of the emitted tokens, prompt to vLLM, some may be cached as well.
+                    cached_tokens=min(count, output.num_cached_tokens or 0),
                 )
                 if finish is not None:
                     return

@@ -447,6 +447,7 @@ class RequestHandler(Generic[R]):
                 if progress.on_first_token is not None:
                     progress.on_first_token(now - prepared.received_s)
             progress.last_s = now
+            progress.cached = output.cached_tokens
         if output.logprobs:
             answer.logprobs += output.logprobs
         answer.reason = output.finish_reason or answer.reason

@@ -38,7 +38,8 @@ class Answer:
 class Progress:
     """All completions of a request, over its attempts. Moments are of the monotonic clock.
 
-    ``resumed`` tokens came from an earlier owner. ``delivery`` ends when the broker has the last
+    ``resumed`` tokens came from an earlier owner; ``cached`` ones of the prompt from the prefix
+    cache, most recently. ``delivery`` ends when the broker has the last
     chunk sent, and so, in order, every one before it.
     """
 
@@ -46,6 +47,7 @@ class Progress:
     attempt: int = 0
     seq: int = 0
     resumed: int = 0
+    cached: int = 0
     answers: dict[int, Answer] = field(default_factory=dict)
     versions: list[str] = field(default_factory=list)
     started_s: float | None = None
@@ -99,6 +101,7 @@ def result_of(
         epoch=progress.epoch,
         attempt=progress.attempt,
         resumed_tokens=progress.resumed,
+        cached_tokens=progress.cached,
         logprobs=tuple(first.logprobs),
         alternatives=tuple(
             Completion(

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
 EpochMs = Annotated[int, Meta(ge=0)]
@@ -195,6 +195,7 @@ class GenerationResult(Event, frozen=True, kw_only=True, tag="GenerationResult")
     answer spans a switch. ``text``, ``finish_reason`` and ``logprobs`` are of the first completion;
     ``alternatives`` holds the others when ``n`` was above 1. ``output_tokens`` counts them all.
     ``resumed_tokens`` were produced by an earlier owner of the request and not again.
+    ``cached_tokens`` of the prompt were in the engine's prefix cache.
     """
 
     request_id: Identifier
@@ -211,6 +212,7 @@ class GenerationResult(Event, frozen=True, kw_only=True, tag="GenerationResult")
     attempt: Count = 0
     epoch: Count = 0
     resumed_tokens: Count = 0
+    cached_tokens: Count = 0
     alternatives: tuple[Completion, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     messages: tuple[ChatMessage, ...] = ()

@@ -97,6 +97,7 @@ SAMPLES: tuple[Event, ...] = (
         finished_at_ms=NOW,
         epoch=3,
         resumed_tokens=2,
+        cached_tokens=3,
         alternatives=(Completion(text="u", finish_reason="stop", output_tokens=1),),
         messages=(ChatMessage(role="user", content="hello"),),
         worker_id="w",
