@@ -13,10 +13,11 @@ import asyncio
 import heapq
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from infra.contracts.bus import Record, TopicPartition
@@ -24,6 +25,7 @@ from infra.contracts.catalogue import REQUESTS_BATCH
 from infra.contracts.events import GenerationCancellation
 from observability.instruments import REQUESTS_IN_FLIGHT, REQUESTS_QUEUED
 from stream_workers.admission import Load, Priority, Scheduler, Ticket
+from stream_workers.answered import AnsweredKeys
 from stream_workers.handler import Ended, Prepared, RequestHandler, RequestKey, Resumption
 from stream_workers.offsets import WINDOW, OffsetTracker, Position, decode_position
 from stream_workers.outcomes import Outcome, OutcomeLog
@@ -62,13 +64,17 @@ class _Job:
     started_ms: int
     ticket: Ticket[_Job] | None = None
     resumption: Resumption | None = None
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[int] | None = None
     outcome: Outcome | None = None
     followers: list[tuple[TopicPartition, Record]] = field(default_factory=list)
 
     @property
     def place(self) -> tuple[TopicPartition, int]:
         return self.partition, self.prepared.record.offset
+
+    def release(self) -> None:
+        """Let go of what points back here: its memory is then free at once, whatever the load."""
+        self.ticket = self.task = self.outcome = None
 
 
 @dataclass(eq=False)
@@ -126,10 +132,10 @@ class Dispatcher:
         self._jobs: dict[tuple[TopicPartition, int], _Job] = {}
         self._active: dict[RequestKey, _Job] = {}
         self._by_id: dict[str, set[_Job]] = {}
-        self._answered: OrderedDict[RequestKey, None] = OrderedDict()
+        self._answered = AnsweredKeys(options.remember)
         self._deadlines: list[tuple[int, int, _Job]] = []
         self._serial = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[int]] = set()
         self._recoveries: set[asyncio.Task[None]] = set()
         self._epoch = 0
         self._draining = False
@@ -183,7 +189,7 @@ class Dispatcher:
         if fresh:
             task = asyncio.create_task(self._take_over(fresh, member.generation))
             self._recoveries.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(self._recovered)
         return {partition: committed.offset for partition, committed in stored.items()}
 
     async def revoking(self) -> None:
@@ -202,7 +208,7 @@ class Dispatcher:
     ) -> None:
         recovered = await asyncio.to_thread(self._recover, positions)
         for key in recovered.answered:
-            self._remember(key)
+            self._answered.add(key)
         if generation != self._epoch:
             return  # partitions moved again: what is still owned is being recovered anew
         for partition in positions:
@@ -348,29 +354,41 @@ class Dispatcher:
         task = job.task = asyncio.create_task(self._run(job))
         self._tasks.add(task)
         REQUESTS_IN_FLIGHT.add(1)
-        task.add_done_callback(self._ended)
+        # Not within the task: one that is cancelled before it starts runs nothing at all.
+        task.add_done_callback(partial(self._stopped, job.ticket))
 
-    async def _run(self, job: _Job) -> None:
-        used: int | None = None
-        try:
-            ended: Ended[Outgoing] = await self._handler.run(
-                job.prepared,
-                epoch=self._epoch,
-                resumption=job.resumption,
-                on_first_token=self._observer(job.ticket),
-            )
-            used = ended.tokens
-        finally:
-            REQUESTS_IN_FLIGHT.add(-1)
-            if job.ticket is not None:
-                self._scheduler.release(
-                    job.ticket, None if used is None else min(used, job.ticket.cost)
-                )
+    async def _run(self, job: _Job) -> int:
+        """Returns the tokens it took."""
+        ended: Ended[Outgoing] = await self._handler.run(
+            job.prepared,
+            epoch=self._epoch,
+            resumption=job.resumption,
+            on_first_token=self._observer(job.ticket),
+        )
         if self._jobs.get(job.place) is job:
             job.outcome = Outcome(*job.place, ended.record, lambda: self._committed(job))
             if job.partition in self.trackers:
                 self._put(job.outcome)
+        return ended.tokens
+
+    def _stopped(self, ticket: Ticket[_Job] | None, task: asyncio.Task[int]) -> None:
+        self._tasks.discard(task)
+        REQUESTS_IN_FLIGHT.add(-1)
+        failed = self._check(task)
+        if ticket is not None:
+            used = None if failed else min(task.result(), ticket.cost)
+            self._scheduler.release(ticket, used)
         self._pump()
+
+    def _check(self, task: asyncio.Task[int] | asyncio.Task[None]) -> bool:
+        """Whether it came to no end. An error is fatal."""
+        if task.cancelled():
+            return True
+        error = task.exception()
+        if error is not None:
+            _LOG.error("a request could not be brought to an end", exc_info=error)
+            self._on_fatal(error)
+        return error is not None
 
     def _observer(self, ticket: Ticket[_Job] | None) -> Callable[[float], None] | None:
         """Tells the batch window how long an interactive request waited, and beside what."""
@@ -384,12 +402,9 @@ class Dispatcher:
 
         return observe
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _recovered(self, task: asyncio.Task[None]) -> None:
         self._recoveries.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _LOG.error("a request could not be brought to an end", exc_info=error)
-            self._on_fatal(error)
+        self._check(task)
 
     def _put(self, outcome: Outcome) -> None:
         assert self._log is not None
@@ -398,9 +413,10 @@ class Dispatcher:
     def _committed(self, job: _Job) -> None:
         self._forget(job)
         if job.prepared.key is not None:
-            self._remember(job.prepared.key)
+            self._answered.add(job.prepared.key)
         for partition, record in job.followers:
             self._put(Outcome(partition, record.offset, None))
+        job.release()
 
     def _abandon(self, job: _Job) -> None:
         """Its partition went to another worker, or will be delivered again."""
@@ -412,6 +428,7 @@ class Dispatcher:
         for partition, record in job.followers:
             if partition != job.partition and partition in self._partitions:
                 self._accept(partition, record, job.started_ms)
+        job.release()
 
     def _forget(self, job: _Job) -> None:
         self._jobs.pop(job.place, None)
@@ -424,12 +441,6 @@ class Dispatcher:
             same.discard(job)
             if not same:
                 del self._by_id[key[0]]
-
-    def _remember(self, key: RequestKey) -> None:
-        self._answered[key] = None
-        self._answered.move_to_end(key)
-        while len(self._answered) > self._options.remember:
-            self._answered.popitem(last=False)
 
     # What is stored, what is told.
 
@@ -467,7 +478,7 @@ class Dispatcher:
         for job in list(self._jobs.values()):
             if job.task is None and job.outcome is None:
                 self._abandon(job)
-        left: AbstractSet[asyncio.Task[None]] = set()
+        left: AbstractSet[asyncio.Task[int]] = set()
         if self._tasks:
             _, left = await asyncio.wait(set(self._tasks), timeout=timeout_s)
         for task in left:
