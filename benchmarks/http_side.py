@@ -38,6 +38,17 @@ class _Event(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Event)
 
 
+TUNED_ARGUMENTS = ("--distributed-executor-backend", "uni", "--block-size", "32")
+
+
+def tuned_environment() -> dict[str, str]:
+    """As ``stream_workers.engine_vllm`` sets it."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_NUM_THREADS": str(len(share(available()).engine)),
+    }
+
+
 class HttpSide:
     """Implements ``load.Side``. Deltas do not say how many tokens they hold."""
 
@@ -70,16 +81,19 @@ class HttpSide:
 
 
 class VllmServe:
-    """``vllm serve`` as a child; implements ``turns.Contestant``."""
+    """``vllm serve`` as a child; implements ``turns.Contestant``.
 
-    def __init__(self, stage: Stage, model: Path) -> None:
+    ``tuned``: its engine in one process, on cores of its own, with the worker's block size.
+    """
+
+    def __init__(self, stage: Stage, model: Path, *, tuned: bool) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self._stage = stage
         self._base = f"http://127.0.0.1:{port}"
         self.child = stage.start(
-            "vllm-serve",
+            "vllm-serve-tuned" if tuned else "vllm-serve",
             [
                 # The same server. The `vllm` command asks for the metadata of a package of that
                 # name, which the CPU build does not have, and ends.
@@ -90,9 +104,7 @@ class VllmServe:
                 *("--max-num-seqs", str(WORKER_SETTINGS["max_num_seqs"])),
                 *("--kv-cache-memory-bytes", str(int(KV_CACHE_GB * 1024**3))),
                 "--enforce-eager",
-                # As the worker's engine has it: by default two processes spin for each other.
-                *("--distributed-executor-backend", "uni"),
-                *("--block-size", "32"),
+                *(TUNED_ARGUMENTS if tuned else ()),
                 "--disable-log-stats",
                 "--disable-uvicorn-access-log",
             ],
@@ -100,13 +112,13 @@ class VllmServe:
                 "VLLM_NO_USAGE_STATS": "1",
                 "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
                 "VLLM_LOGGING_LEVEL": "WARNING",
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                "OMP_NUM_THREADS": str(len(share(available()).engine)),
+                **(tuned_environment() if tuned else {}),
             },
         )
         self._wait()
-        engine = psutil.Process(self.child.pid).children(recursive=True)
-        divide(engine=[child.pid for child in engine], others=[self.child.pid])
+        if tuned:
+            engine = psutil.Process(self.child.pid).children(recursive=True)
+            divide(engine=[child.pid for child in engine], others=[self.child.pid])
         freeze_idle(self.child)
 
     def _wait(self) -> None:
@@ -132,7 +144,8 @@ class VllmServe:
             freeze_idle(self.child)
 
     async def _turn(self, load: Mapping[str, Any]) -> Window:
-        connector = aiohttp.TCPConnector(limit=0)
+        # The server closes a connection that has been idle for 5 s: use none that is about to.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             return await drive(load)(HttpSide(session, f"{self._base}/v1/completions"))

@@ -12,7 +12,7 @@ from infra.contracts.events import TokenLogprob
 
 CROWD = 16
 """Requests in flight from which on what goes to Kafka is gathered for longer ..."""
-WIDEST = 4.0
+WIDEST = 6.0
 """... up to so many times."""
 
 
