@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from infra.contracts.errors import RequestRefused
@@ -130,8 +131,9 @@ def share_the_cpu() -> None:
 class VllmEngine:
     """One model, its weights switched in place. Use :meth:`build`."""
 
-    def __init__(self, llm: Any, options: VllmOptions) -> None:
+    def __init__(self, llm: Any, options: VllmOptions, sockets: TemporaryDirectory[str]) -> None:
         self._llm = llm
+        self._sockets = sockets
         self._weights = Weights(llm, self._call, options.path, options.version)
         self._max_model_len = int(llm.model_config.max_model_len)
         cache = llm.vllm_config.cache_config
@@ -164,13 +166,16 @@ class VllmEngine:
             arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gb * 1024**3)
         else:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
+        # vLLM leaves its sockets where they are, by default in the machine's temporary folder.
+        sockets = TemporaryDirectory(prefix="feedloom-vllm-")
+        os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
         llm = _LeanAsyncLLM.from_engine_args(
             AsyncEngineArgs(**arguments), stat_loggers=[_LoadRecorder]
         )
         if current_platform.is_cpu() and options.pin_cores:
             children = llm.engine_core.resources.engine_manager.processes
             divide(engine=[child.pid for child in children], others=[os.getpid()])
-        return cls(llm, options)
+        return cls(llm, options, sockets)
 
     @property
     def version(self) -> str:
@@ -448,6 +453,7 @@ class VllmEngine:
         if not self._closed:
             self._closed = True
             self._llm.shutdown()
+            self._sockets.cleanup()
 
 
 def _structured_params(structured: StructuredOutput | None) -> Any:
