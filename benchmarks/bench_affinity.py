@@ -26,6 +26,7 @@ from benchmarks.load import prompts
 from benchmarks.models import embedded_model
 from benchmarks.stage import Deployment, Stage
 from benchmarks.stats import paired_ratio, percentile, spread
+from benchmarks.turns import order_of
 from infra.contracts.catalogue import REQUESTS
 from infra.contracts.events import GenerationResult, SamplingParameters
 from producers.affinity import home_partition
@@ -70,7 +71,7 @@ def measure(report: Report) -> None:
                 "affinity": lambda conversation: conversation,
                 "round-robin": in_turn(partitions),
             }
-            for name in list(keys) if number % 2 == 0 else list(reversed(keys)):
+            for name in order_of(keys, number):
                 results = asyncio.run(
                     converse(place, f"{name}, round {number}", conversations, keys[name])
                 )

@@ -24,11 +24,12 @@ from benchmarks.records import publish_requests, request_of
 from benchmarks.sdk_side import through_kafka
 from benchmarks.stage import Deployment, Stage, wait_until
 from benchmarks.stats import paired_ratio, spread
-from benchmarks.turns import drive
+from benchmarks.turns import drive, order_of
 from benchmarks.written import written
 from infra.contracts.catalogue import REQUESTS_BATCH, RESULTS
 from infra.contracts.codec import decode
 from infra.contracts.events import GenerationRequest, GenerationResult, SamplingParameters
+from infra.settings import WorkerSettings
 
 RATES = (2.0, 8.0)
 QUICK_RATES = (8.0,)
@@ -61,8 +62,7 @@ def compare(report: Report, place: Deployment, load: Mapping[str, float], rounds
     found: dict[str, list[dict[str, Any]]] = {"alone": [], "beside batch": []}
     rate = load["rate_per_s"]
     for number in range(rounds):
-        order = list(found) if number % 2 == 0 else list(reversed(found))
-        for name in order:
+        for name in order_of(found, number):
             window = beside_batch(place, load) if name != "alone" else alone(place, load)
             found[name].append(window)
             report.say(
@@ -112,17 +112,19 @@ def beside_batch(place: Deployment, load: Mapping[str, float]) -> dict[str, Any]
     started_ms = time.time_ns() // 1_000_000
     window = asdict(through_kafka(place.bus, drive(load)))
     ended_ms = time.time_ns() // 1_000_000
-    results: list[GenerationResult] = []
-
-    def answered() -> bool:
-        results[:] = [
-            result
-            for record in written(place, RESULTS.name, before)
-            if (result := decode(record.value or b"", GenerationResult)).tenant == "batch"
-        ]
-        return len(results) >= count
-
-    wait_until(answered, what="the end of the backlog", timeout_s=TIMEOUT_S, poll_s=1.0)
+    published = sum(place.bus.end_offsets(REQUESTS_BATCH.name).values())
+    wait_until(
+        lambda: place.finished(WorkerSettings().group, [REQUESTS_BATCH.name]) >= published,
+        what="the end of the backlog",
+        timeout_s=TIMEOUT_S,
+    )
+    results = [
+        result
+        for record in written(place, RESULTS.name, before)
+        if (result := decode(record.value or b"", GenerationResult)).tenant == "batch"
+    ]
+    if len(results) != count:
+        raise Broken(f"{len(results)} results of {count} batch requests")
     if not any(result.finish_reason == "deadline_exceeded" for result in results):
         raise Broken("the backlog was answered before the window ended: it was not full")
     tokens = sum(

@@ -29,6 +29,7 @@ from benchmarks.harness import Broken, Report, command
 from benchmarks.rpc import Served
 from benchmarks.stage import Deployment, Stage
 from benchmarks.stats import paired_ratio, percentile, spread
+from benchmarks.turns import order_of
 from benchmarks.written import written
 from infra.contracts.bus import Bus
 from infra.contracts.catalogue import RESULTS
@@ -117,7 +118,7 @@ def measure(report: Report) -> None:
             side.end(2_000, 0)  # warm
         found: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
         for number in range(rounds):
-            for kind in KINDS if number % 2 == 0 else reversed(KINDS):
+            for kind in order_of(KINDS, number):
                 for label, value in one_round(stage, sides[kind], many, seconds).items():
                     found[kind].setdefault(label, []).append(value)
                 report.say(f"round {number + 1}/{rounds} {kind}: " + shown(found[kind]))

@@ -7,7 +7,7 @@ same round of the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -83,6 +83,12 @@ def freeze_idle(child: Child) -> None:
         freeze(child.pid)
 
 
+def order_of(sides: Iterable[str], number: int) -> list[str]:
+    """Who is first, second ... in a round: every other one is in reverse order."""
+    names = list(sides)
+    return names if number % 2 == 0 else names[::-1]
+
+
 def take_turns(
     sides: Mapping[str, Contestant],
     load: Mapping[str, Any],
@@ -92,8 +98,7 @@ def take_turns(
     """``rounds`` windows of each side, interleaved; every other round in reverse order."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for number in range(rounds):
-        order = list(sides) if number % 2 == 0 else list(reversed(list(sides)))
-        for name in order:
+        for name in order_of(sides, number):
             try:
                 window = sides[name].turn(load)
             except Exception as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from benchmarks.harness import Broken
 from benchmarks.stage import Deployment
-from infra.contracts.bus import Record, TopicPartition
+from infra.contracts.bus import Record, TopicPartition, unread
 
 TIMEOUT_S = 300.0
 
@@ -23,29 +23,27 @@ def follow(
     place: Deployment, topic: str, since: Mapping[TopicPartition, int] | None = None
 ) -> Iterator[Record]:
     """As :func:`written`, one by one."""
-    unread = {
+    left = {
         position: end
         for position, end in place.bus.end_offsets(topic).items()
         if end > (0 if since is None else since[position])
     }
-    if not unread:
+    if not left:
         return
-    reader = place.bus.reader([topic], partitions=[position.partition for position in unread])
+    reader = place.bus.reader([topic], partitions=[position.partition for position in left])
     deadline = time.monotonic() + TIMEOUT_S
     try:
-        for position in unread:
+        for position in left:
             if since is not None:
                 reader.seek(position, since[position])
-        while unread:
+        while left:
             if time.monotonic() > deadline:
                 raise Broken(f"{topic} was not read to its end in {TIMEOUT_S:.0f} s")
             for record in reader.poll(0.2, max_records=5_000):
                 # Written since this began: of the next reading.
-                if record.offset < unread.get(TopicPartition(record.topic, record.partition), 0):
+                if record.offset < left.get(TopicPartition(record.topic, record.partition), 0):
                     yield record
-            unread = {
-                position: end for position, end in unread.items() if reader.position(position) < end
-            }
+            left = unread(reader, left)
     finally:
         reader.close()
 

@@ -22,10 +22,9 @@ from infra.contracts.bus import Record, TopicPartition
 from stream_workers.transactions import Committed, GroupMember
 
 FETCH_WAIT_MS = 500
-"""How long the broker may hold back an empty fetch.
+"""How long the broker may hold back an empty fetch, Kafka's default.
 
-aiokafka has one fetch under way for a broker, without the partitions whose records it has just
-handed out: a record that follows closely on another waits for that fetch to return.
+aiokafka has one fetch under way for a broker: a partition that is resumed waits for it to return.
 """
 POLL_S = 0.1
 """How long one fetch may keep a partition that was resumed meanwhile waiting."""

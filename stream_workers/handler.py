@@ -42,7 +42,6 @@ from stream_workers.progress import Answer, Progress, measure, result_of
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
 RequestKey = tuple[str, str]
-
 T = TypeVar("T", covariant=True)
 R = TypeVar("R")
 

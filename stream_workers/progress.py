@@ -39,8 +39,8 @@ class Progress:
     """All completions of a request, over its attempts. Moments are of the monotonic clock.
 
     ``resumed`` tokens came from an earlier owner; ``cached`` ones of the prompt from the prefix
-    cache, most recently. ``delivery`` ends when the broker has the last
-    chunk sent, and so, in order, every one before it.
+    cache, most recently. ``delivery`` ends when the broker has the last chunk sent, and so, in
+    order, every one before it.
     """
 
     epoch: int

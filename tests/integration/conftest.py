@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.contracts import catalogue, codec
+from infra.contracts.assembly import ChunkAssembler
 from infra.contracts.bus import Record, read_to_end
-from infra.contracts.events import ModelVersionPublished, RolloutChanged
+from infra.contracts.events import GenerationChunk, ModelVersionPublished, RolloutChanged
 from infra.kafka.bus import KafkaBus
 from infra.local.supervisor import Child, feedloom_command
 from infra.local.watch import PlatformWatch
@@ -101,6 +103,14 @@ class Workers:
     def records(self, topic: str) -> list[Record]:
         """Everything on a topic up to its present end."""
         return read_to_end(self.bus, topic)
+
+    def answers(self) -> dict[str, ChunkAssembler]:
+        """Each request's chunks, as a reader puts them together."""
+        found: dict[str, ChunkAssembler] = {}
+        for record in self.records(catalogue.CHUNKS.name):
+            chunk = codec.decode(record.value or b"", GenerationChunk)
+            found.setdefault(chunk.request_id, ChunkAssembler()).add(chunk)
+        return found
 
     def close(self) -> None:
         for child in self.children:

@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.assembly import ChunkAssembler
 from infra.contracts.events import (
     GenerationChunk,
     GenerationRequest,
@@ -69,10 +68,7 @@ def check(workers: Workers, handles: Sequence[GenerationHandle]) -> dict[str, Ge
         for record in workers.records(catalogue.RESULTS.name)
     ]
     assert Counter(final.request_id for final in finals) == dict.fromkeys(results, 1)
-    answers: dict[str, ChunkAssembler] = {}
-    for record in workers.records(catalogue.CHUNKS.name):
-        chunk = codec.decode(record.value or b"", GenerationChunk)
-        answers.setdefault(chunk.request_id, ChunkAssembler()).add(chunk)
+    answers = workers.answers()
     for request_id, result in results.items():
         assert result.error is None
         assert (result.finish_reason, result.output_tokens) == ("length", TOKENS)
@@ -84,10 +80,7 @@ def check(workers: Workers, handles: Sequence[GenerationHandle]) -> dict[str, Ge
 
 def assembled(workers: Workers) -> dict[str, str]:
     """The text of each answer, as a reader puts it together."""
-    answers: dict[str, ChunkAssembler] = {}
-    for record in workers.records(catalogue.CHUNKS.name):
-        chunk = codec.decode(record.value or b"", GenerationChunk)
-        answers.setdefault(chunk.request_id, ChunkAssembler()).add(chunk)
+    answers = workers.answers()
     assert all(answer.finished for answer in answers.values())
     return {request_id: answer.text for request_id, answer in answers.items()}
 
