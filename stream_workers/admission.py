@@ -76,10 +76,15 @@ class Load(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``max_waiting``: requests in the engine that do not run yet. ``tenant``: its settings now."""
+    """``max_waiting``: requests in the engine that do not run yet. ``tenant``: its settings now.
+
+    ``batch_waiting``: as ``max_waiting``, for a batch request to start. A step takes in all that
+    wait, and an interactive request that comes meanwhile waits for all their prompts.
+    """
 
     max_inflight_tokens: int
     max_waiting: int = 32
+    batch_waiting: int = 2
     tenant: Callable[[str | None], TenantConfig] = lambda name: TenantConfig()
 
 
@@ -302,6 +307,7 @@ class Scheduler(Generic[T]):
         return True
 
     def _next(self, load: Load, batch_tokens: int) -> _Flow[T] | None:
+        waiting = 0
         if self._running:
             # What was admitted since the engine's last step waits too.
             waiting = max(load.waiting, len(self._running) - load.running)
@@ -310,7 +316,7 @@ class Scheduler(Generic[T]):
         flow = self._lanes["interactive"].first()
         if flow is None:
             flow = self._lanes["batch"].first()
-            if flow is None or batch_tokens <= 0:
+            if flow is None or batch_tokens <= 0 or waiting >= self._limits.batch_waiting:
                 return None
             after = self._batch_tokens + flow.head.cost
             if self._batch_tokens and after > batch_tokens:

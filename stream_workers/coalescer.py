@@ -1,7 +1,8 @@
 """Tokens into chunks: the first at once, then by time or size. Pure; time is passed in.
 
-A token waits for the next token at most: a chunk is due as soon as the interval has passed since
-the last one went out, checked when a token arrives.
+Intervals begin at multiples of themselves on the clock, for all answers alike: what they have
+gathered goes out after the same model step, as one request to the broker and one answer to a
+reader, not as many. A token waits for the next token after that at most.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from infra.contracts.events import TokenLogprob
 
 CROWD = 16
 """Requests in flight from which on what goes to Kafka is gathered for longer ..."""
-WIDEST = 6.0
+WIDEST = 6
 """... up to so many times."""
 
+BATCH = 5
+"""Batch answers are gathered so many times longer: nobody reads along, and each chunk costs those
+who do a turn of the worker, the broker and the client."""
 
-def crowding(in_flight: int) -> float:
+
+def crowding(in_flight: int) -> int:
     """How many times longer to gather: a record's cost is Kafka's and the reader's, not the
-    engine's, and the more streams there are the less each of them feels a wait."""
-    return min(WIDEST, max(1.0, in_flight / CROWD))
+    engine's, and the more streams there are the less each of them feels a wait. Whole, so that
+    longer intervals end with shorter ones."""
+    return min(WIDEST, max(1, round(in_flight / CROWD)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +80,8 @@ class Coalescer:
             return due
         if (
             self._last is None
-            or now_s - self._last >= self._interval_s
+            or self._interval_s <= 0
+            or now_s // self._interval_s > self._last // self._interval_s
             or len(self._tokens) >= self._max_tokens
         ) and self.pending:
             due.append(self._take(now_s))

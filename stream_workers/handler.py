@@ -18,6 +18,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from infra.contracts.bus import Record
+from infra.contracts.catalogue import REQUESTS_BATCH
 from infra.contracts.codec import DEADLINE_HEADER, decode, header
 from infra.contracts.errors import ContractError, MalformedRecord, RequestRefused
 from infra.contracts.events import (
@@ -29,7 +30,7 @@ from infra.contracts.events import (
     GenerationResult,
 )
 from observability.tracing import span
-from stream_workers.coalescer import ChunkDraft, Coalescer, crowding
+from stream_workers.coalescer import BATCH, ChunkDraft, Coalescer, crowding
 from stream_workers.continuation import continuable
 from stream_workers.engine import (
     Emitted,
@@ -248,7 +249,8 @@ class RequestHandler(Generic[R]):
                     "feedloom.request.epoch": epoch,
                 },
             ):
-                progress = Progress(epoch, on_first_token=on_first_token)
+                gather = BATCH if prepared.record.topic == REQUESTS_BATCH.name else 1
+                progress = Progress(epoch, gather, on_first_token=on_first_token)
                 return await self._answer(prepared, request, running, progress, resumption)
         finally:
             if timer is not None:
@@ -357,8 +359,8 @@ class RequestHandler(Generic[R]):
     def _answer_at(self, progress: Progress, index: int, first_token: int = 0) -> Answer:
         answer = progress.answers[index] = Answer(
             Coalescer(
-                interval_s=self.chunk_interval_s * crowding(self.in_flight),
-                max_tokens=self.chunk_max_tokens,
+                interval_s=self.chunk_interval_s * crowding(self.in_flight) * progress.gather,
+                max_tokens=self.chunk_max_tokens * progress.gather,
                 first_token=first_token,
             )
         )

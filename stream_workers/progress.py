@@ -39,11 +39,12 @@ class Progress:
     """All completions of a request, over its attempts. Moments are of the monotonic clock.
 
     ``resumed`` tokens came from an earlier owner; ``cached`` ones of the prompt from the prefix
-    cache, most recently. ``delivery`` ends when the broker has the last chunk sent, and so, in
-    order, every one before it.
+    cache, most recently. Chunks are gathered ``gather`` times longer. ``delivery`` ends when the
+    broker has the last chunk sent, and so, in order, every one before it.
     """
 
     epoch: int
+    gather: int = 1
     attempt: int = 0
     seq: int = 0
     resumed: int = 0

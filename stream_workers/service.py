@@ -164,6 +164,7 @@ class Configuration:
             max_tokens=state.worker.max_inflight_tokens,
             enabled=state.batch.enabled,
             ttft_factor=state.batch.ttft_factor,
+            ttft_slack_s=state.batch.ttft_slack_s,
             max_kv_usage=state.batch.max_kv_usage,
         )
 

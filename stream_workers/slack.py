@@ -1,10 +1,12 @@
 """How much batch work may run beside interactive work. Pure; time is passed in.
 
 Gates say whether any batch may start now: none while the engine queues, its KV cache is nearly
-full, or interactive requests wait for room. The window says how much: tokens in flight, additive
-increase and multiplicative decrease (Chiu and Jain, 1989) on one signal, interactive time to first
-token (TTFT). It decreases when the TTFT of interactive requests that ran beside batch exceeds that
-of requests that ran without by a factor.
+full, or interactive requests wait for room. The window says how much: tokens in flight, on one
+signal, interactive time to first token (TTFT). It shrinks when the TTFT of interactive requests
+that ran beside batch exceeds that of requests that ran without by too much, and grows slowly while
+it does not: in proportion to itself, as what an engine can take differs by orders of magnitude.
+(The additive increase of Chiu and Jain, 1989, serves fairness between many; here is one.) Until it
+was too wide for the first time it doubles.
 
 The signal is compared once a round, a handful of TTFTs that are then dropped, so that each
 decision rests on what its predecessor did. As under an endless backlog nothing runs without batch,
@@ -31,25 +33,28 @@ class BatchPolicy:
 
     Limits up to which the gates stay open: ``max_waiting`` requests in the engine's queue,
     ``max_kv_usage`` as a fraction, ``max_ready_interactive`` requests waiting before the engine.
-    ``quantile`` of TTFT is compared, nearest rank. ``ttft_factor`` of it is too much; up to three
-    quarters of the way there the window grows by 1/``steps`` a round, and shrinks by ``decrease``
-    beyond it.
+    ``quantile`` of TTFT is compared, nearest rank: the tail of so few samples is chance. Longer by
+    ``ttft_factor`` is too much, unless by less than ``ttft_slack_s``: batch costs an interactive
+    request the rest of a step and a longer one, however short its TTFT is alone. Up to three
+    quarters of that the window becomes ``increase`` times as wide a round, beyond it ``decrease``
+    times.
     """
 
     max_tokens: int
     enabled: bool = True
     ttft_factor: float = 1.2
+    ttft_slack_s: float = 0.008
     max_kv_usage: float = 0.9
     max_waiting: int = 4
     max_ready_interactive: int = 0
-    quantile: float = 0.9
-    steps: int = 16
+    quantile: float = 0.8
+    increase: float = 1.08
     decrease: float = 0.7
     round_samples: int = 16
     round_s: float = 1.0
     """A round ends with enough samples after this, with any after five times this."""
-    quiet_s: float = 10.0
-    """Without a TTFT for so long there is nobody to disturb: the window grows unseen."""
+    quiet_s: float = 60.0
+    """Without a TTFT for so long there is nobody to disturb: batch may take everything."""
     baseline_age_s: float = 300.0
     """What was measured without batch counts this long."""
     patience_s: float = 30.0
@@ -58,7 +63,7 @@ class BatchPolicy:
     @property
     def min_tokens(self) -> int:
         """The narrowest window."""
-        return max(1, self.max_tokens // 64)
+        return max(1, self.max_tokens // 256)
 
 
 def nearest_rank(values: Iterable[float], quantile: float) -> float:
@@ -80,6 +85,8 @@ class BatchWindow:
         self._settling_until_s: float | None = None
         self._paused_until_s = -math.inf
         self._probing = False
+        self._quiet = True
+        self._doubling = True
         self._drained_at_s: float | None = None
         self._next_probe_s = -math.inf
         self.closed_by: ClosedBy | None = None
@@ -87,7 +94,9 @@ class BatchWindow:
     @property
     def limit_tokens(self) -> int:
         """0 while closed, else ``min_tokens`` to ``max_tokens``."""
-        return 0 if self.closed_by is not None else int(self._window)
+        if self.closed_by is not None:
+            return 0
+        return self._policy.max_tokens if self._quiet else int(self._window)
 
     @property
     def baseline_s(self) -> float | None:
@@ -104,6 +113,9 @@ class BatchWindow:
     def observe_ttft(self, seconds: float, batch_running: bool, now_s: float) -> None:
         """An interactive request's first token came; was any batch in flight meanwhile?"""
         self._last_ttft_s = now_s
+        if self._quiet:
+            self._quiet = False
+            self._settle(now_s)
         if batch_running:
             self._round.append(seconds)
         else:
@@ -114,6 +126,8 @@ class BatchWindow:
     ) -> None:
         """Look at the engine, at interactive requests held before it, at batch in flight."""
         policy = self._policy
+        if now_s - self._last_ttft_s >= policy.quiet_s:
+            self._quiet = True
         while self._baseline and self._baseline[0][0] < now_s - policy.baseline_age_s:
             self._baseline.popleft()
         if self._settling_until_s is not None and (
@@ -143,9 +157,6 @@ class BatchWindow:
             return "baseline"
         return "ttft" if now_s < self._paused_until_s else None
 
-    def _quiet(self, now_s: float) -> bool:
-        return now_s - self._last_ttft_s >= self._policy.quiet_s
-
     def _begin_round(self, now_s: float) -> None:
         self._round, self._round_since_s = [], now_s
 
@@ -153,35 +164,39 @@ class BatchWindow:
         policy, lasted = self._policy, now_s - self._round_since_s
         if lasted < policy.round_s:
             return False
-        if len(self._round) >= policy.round_samples or self._quiet(now_s):
+        if len(self._round) >= policy.round_samples:
             return True
         return bool(self._round) and lasted >= 5 * policy.round_s
 
     def _judge(self, now_s: float, batch_tokens: int, *, may_grow: bool) -> None:
         policy, samples = self._policy, self._round
         self._begin_round(now_s)
-        if samples and self._must_probe(len(samples), now_s):
+        if self._must_probe(len(samples), now_s):
             self._probing, self._drained_at_s = True, None
             return
         baseline = self.baseline_s
-        if samples and (baseline is None or self._settling_until_s is not None):
+        if baseline is None or self._settling_until_s is not None:
             return
         used = batch_tokens >= self._window / 2
-        slower = 1.0
-        if samples and baseline is not None:
-            slower = nearest_rank(samples, policy.quantile) / max(baseline, 1e-9)
-        if slower > policy.ttft_factor:
+        longer_s = nearest_rank(samples, policy.quantile) - baseline
+        too_much_s = max((policy.ttft_factor - 1) * baseline, policy.ttft_slack_s)
+        if longer_s > too_much_s:
             self._shrink(now_s)
-        elif slower <= 1 + 0.75 * (policy.ttft_factor - 1) and used and may_grow:
-            self._window = min(self._window + policy.max_tokens / policy.steps, policy.max_tokens)
+        elif longer_s <= 0.75 * too_much_s and used and may_grow:
+            factor = 2.0 if self._doubling else policy.increase
+            self._window = min(self._window * factor, policy.max_tokens)
 
     def _shrink(self, now_s: float) -> None:
         policy = self._policy
         if self._window <= policy.min_tokens:
             self._paused_until_s = now_s + policy.patience_s
         self._window = max(self._window * policy.decrease, policy.min_tokens)
-        # Until batch in flight has come down to the new window, TTFT says nothing about it.
-        self._settling_until_s = now_s + policy.patience_s
+        self._doubling = False
+        self._settle(now_s)
+
+    def _settle(self, now_s: float) -> None:
+        """Until batch in flight has come down to the window, TTFT says nothing about it."""
+        self._settling_until_s = now_s + self._policy.patience_s
 
     def _must_probe(self, samples: int, now_s: float) -> bool:
         enough = self._policy.round_samples

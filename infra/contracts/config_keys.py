@@ -64,6 +64,14 @@ class BatchConfig(msgspec.Struct, frozen=True, kw_only=True):
             description="Batch gives way when it makes the interactive TTFT longer by this factor.",
         ),
     ] = 1.2
+    ttft_slack_s: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=60.0,
+            description="Seconds by which it may always be longer: a model step more or less.",
+        ),
+    ] = 0.008
     max_kv_usage: Annotated[
         float,
         Meta(

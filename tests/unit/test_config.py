@@ -49,6 +49,7 @@ def test_the_catalogue_is_what_was_agreed() -> None:
         "worker.max_waiting": 32,
         "batch.enabled": True,
         "batch.ttft_factor": 1.2,
+        "batch.ttft_slack_s": 0.008,
         "batch.max_kv_usage": 0.9,
         "tenants.<name>.weight": 1.0,
         "tenants.<name>.max_inflight_requests": None,

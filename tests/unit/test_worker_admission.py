@@ -107,7 +107,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         candidates = {priority: self._could_start(priority) for priority in classes}
         if candidates["interactive"] or (candidates["batch"] and batch_tokens):
             assert self.flying
-            seen = max(waiting, len(self.flying) - load.running) >= self.limits.max_waiting
+            seen = max(waiting, len(self.flying) - load.running) >= (
+                self.limits.max_waiting
+                if candidates["interactive"]
+                else min(self.limits.max_waiting, self.limits.batch_waiting)
+            )
             heads = candidates["interactive"] or candidates["batch"]
             tight = any(not self._fits(head, batch_tokens) for head in heads)
             assert seen or tight
@@ -141,11 +145,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.queues[started.tenant, started.priority].pop(0) is started
         assert self._tenant_allows(started)
         assert self._fits(started, batch_tokens)
+        waiting = max(load.waiting, len(self.flying) - load.running)
         if self.flying:
-            waiting = max(load.waiting, len(self.flying) - load.running)
             assert waiting < self.limits.max_waiting
         if started.priority == "batch":
             assert batch_tokens > 0
+            assert not self.flying or waiting < self.limits.batch_waiting
             assert not self._could_start("interactive")
 
     @staticmethod
@@ -352,6 +357,8 @@ def test_batch_waits_for_every_interactive_ticket_that_could_run() -> None:
     assert names(first) == [1]  # 2 does not fit beside it, and 0 would take its place
     scheduler.release(first[0], 60)
     second = scheduler.admit(FakeLoad(), batch_tokens=1_000)
+    assert names(second) == [2, 3]
+    second += scheduler.admit(FakeLoad(running=2), batch_tokens=1_000)
     assert names(second) == [2, 3, 0]
     scheduler.offer(ticket(10, "held", name=4))
     scheduler.offer(ticket(10, "other", "batch", name=5))
@@ -389,6 +396,16 @@ def test_batch_may_fill_its_window_and_no_more_unless_alone() -> None:
         assert scheduler.admit(FakeLoad(running=2), batch_tokens=30) == []
         scheduler.release(each, 1)
     assert names(scheduler.admit(FakeLoad(), batch_tokens=30)) == [2]
+
+
+def test_batch_starts_a_few_at_a_time_so_that_no_step_takes_in_many_prompts() -> None:
+    scheduler: Scheduler[int] = Scheduler(Limits(max_inflight_tokens=1_000, batch_waiting=2))
+    tickets = [ticket(1, None, "batch", number) for number in range(5)]
+    for each in tickets:
+        scheduler.offer(each)
+    assert scheduler.admit(FakeLoad(), batch_tokens=1_000) == tickets[:2]
+    assert scheduler.admit(FakeLoad(running=1), batch_tokens=1_000) == tickets[2:3]
+    assert scheduler.admit(FakeLoad(running=3), batch_tokens=1_000) == tickets[3:]
 
 
 def test_nothing_is_learnt_from_requests_that_were_broken_off() -> None:

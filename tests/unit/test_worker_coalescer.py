@@ -38,3 +38,22 @@ def test_first_token_goes_at_once_then_by_size() -> None:
     coalescer = Coalescer(interval_s=10, max_tokens=2)
     sizes = [len(coalescer.add((n,), "x", "m@1", 0.0)) for n in range(5)]
     assert sizes == [1, 0, 1, 0, 1]
+
+
+def test_answers_that_began_at_different_times_go_out_after_the_same_step() -> None:
+    interval_s, step_s = 0.05, 0.004
+    begun = [(0.0, 1), (0.017, 1), (0.033, 5)]
+    answers = [(at, Coalescer(interval_s=interval_s * n, max_tokens=99)) for at, n in begun]
+    sent: list[set[int]] = [set() for _ in answers]
+    for step in range(150):
+        now_s = 0.001 + step * step_s
+        for number, (at, coalescer) in enumerate(answers):
+            if now_s >= at and coalescer.add((1,), "x", "m@1", now_s):
+                sent[number].add(step)
+    first = [min(steps) for steps in sent]
+    for number in (1, 2):
+        # Everything after the first token, at once wherever it began, goes with the others.
+        later = sent[number] - {first[number]}
+        assert later <= sent[0]
+        assert len(later) >= 2
+    assert all((0.001 + step * step_s) % interval_s < step_s for step in sent[0] - {0})

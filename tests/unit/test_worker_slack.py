@@ -15,7 +15,6 @@ from stream_workers.admission import Limits, Scheduler, Ticket
 from stream_workers.slack import BatchPolicy, BatchWindow, nearest_rank
 
 POLICY = BatchPolicy(max_tokens=6400)
-STEP = POLICY.max_tokens / POLICY.steps
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Driver:
         self.update(batch_tokens)
         return self.window.limit_tokens
 
-    def warm(self, rounds: int = 6) -> int:
+    def warm(self, rounds: int = 4) -> int:
         """Measure 0.1 s without batch, then let the window grow."""
         self.round(0.1, batch=False, batch_tokens=0)
         for _ in range(rounds):
@@ -151,13 +150,17 @@ def test_switched_off_nothing_is_admitted_and_on_again_it_goes_on() -> None:
     assert driver.window.limit_tokens == before // 2
 
 
-def test_good_rounds_add_a_step_up_to_the_maximum() -> None:
+def test_good_rounds_double_the_window_until_it_was_too_wide_once_and_widen_it_after() -> None:
     driver = Driver()
     driver.warm(0)
-    widths = [driver.round(0.1) for _ in range(POLICY.steps + 3)]
-    grown = [later - earlier for earlier, later in itertools.pairwise(widths)]
-    assert grown[:5] == [STEP] * 5
+    widths = [driver.round(0.1) for _ in range(5)]
+    assert widths == [POLICY.min_tokens * 2**n for n in range(1, 6)]
+    driver.round(0.5)
+    driver.round(0.1)  # until what runs has come down
+    widths = [driver.round(0.1) for _ in range(60)]
     assert widths[-1] == POLICY.max_tokens
+    for earlier, later in itertools.pairwise(widths):
+        assert later == POLICY.max_tokens or abs(later - earlier * POLICY.increase) <= 2
 
 
 def test_near_the_factor_the_window_rests_and_beyond_it_shrinks() -> None:
@@ -165,6 +168,14 @@ def test_near_the_factor_the_window_rests_and_beyond_it_shrinks() -> None:
     before = driver.warm()
     assert driver.round(0.118) == before
     assert driver.round(0.121) == int(before * POLICY.decrease)
+
+
+def test_a_short_ttft_may_become_longer_by_a_model_step() -> None:
+    driver = Driver()
+    driver.round(0.01, batch=False, batch_tokens=0)
+    before = driver.round(0.01)
+    assert driver.round(0.01 + 0.74 * POLICY.ttft_slack_s) > before
+    assert driver.round(0.01 + 1.01 * POLICY.ttft_slack_s) < 2 * before
 
 
 def test_a_window_that_is_not_used_does_not_grow() -> None:
@@ -203,36 +214,49 @@ def test_if_even_the_narrowest_window_disturbs_batch_pauses() -> None:
     assert driver.window.limit_tokens == POLICY.min_tokens
 
 
-def test_without_interactive_traffic_batch_takes_everything() -> None:
+def test_without_interactive_traffic_batch_takes_everything_and_gives_it_back_at_once() -> None:
     driver = Driver()
-    for _ in range(POLICY.steps + 1):
-        driver.now_s += 1.0
-        driver.update()
+    driver.update()
     assert driver.window.limit_tokens == POLICY.max_tokens
+    before = driver.warm()
+    driver.now_s += POLICY.quiet_s - 1.0
+    driver.update()
+    assert driver.window.limit_tokens == before
+    driver.now_s += 1.0
+    driver.update()
+    assert driver.window.limit_tokens == POLICY.max_tokens
+    # What it took in meanwhile disturbs until it has come down, and says nothing.
+    for _ in range(3):
+        assert driver.round(0.5, batch_tokens=POLICY.max_tokens) == before
+    assert driver.round(0.5, batch_tokens=before) == before
+    assert driver.round(0.1) > before
 
 
 def test_an_unknown_or_old_baseline_is_measured_before_batch_goes_on() -> None:
     driver = Driver()
-    driver.update()
+    before = POLICY.min_tokens
+    assert driver.round(0.5, batch_tokens=before) == before  # ran beside all that fitted
     for _ in range(2):
-        before = driver.window.limit_tokens
-        assert driver.round(0.5) == 0
+        assert driver.round(0.5, batch_tokens=before) == 0
         assert driver.window.closed_by == "baseline"
         # Batch drains; what ran beside it meanwhile counts for nothing.
         assert driver.round(0.5, batch_tokens=100) == 0
         assert driver.round(0.2, batch=False, batch_tokens=0) == before
         assert driver.window.baseline_s == 0.2
-        assert driver.round(0.2) > before
+        wider = driver.round(0.2)
+        assert wider > before
+        before = wider
         driver.now_s += POLICY.baseline_age_s
 
 
 def test_thin_traffic_is_not_waited_for() -> None:
     driver = Driver()
     driver.update()
-    driver.now_s = 5 * POLICY.round_s
-    driver.window.observe_ttft(0.3, True, driver.now_s)
-    driver.update()
-    assert driver.window.closed_by == "baseline"
+    for reason in (None, "baseline"):  # the first ran beside all that fitted
+        driver.now_s += 5 * POLICY.round_s
+        driver.window.observe_ttft(0.3, True, driver.now_s)
+        driver.update()
+        assert driver.window.closed_by == reason
     # As long as batch drains no sample can come.
     for _ in range(2):
         driver.now_s += POLICY.patience_s
@@ -257,7 +281,7 @@ def test_a_changed_factor_holds_from_the_next_round() -> None:
     driver = Driver()
     before = driver.warm()
     driver.window.reconfigure(replace(POLICY, ttft_factor=3.0))
-    assert driver.round(0.2) == before + STEP
+    assert driver.round(0.2) == 2 * before
 
 
 @pytest.mark.parametrize("seed", range(5))
