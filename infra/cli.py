@@ -25,9 +25,10 @@ SUMMARIES = {
     "generate": "Ask for one completion.",
     "kafka": "Start, stop and inspect the embedded Kafka broker.",
     "models": "Build, list and publish model versions.",
+    "pile": "Prepare, inspect and count text for training.",
     "publish": "Publish a file of prompts and collect the results.",
     "topics": "Apply and show the topic catalogue.",
-    "trainer": "Run the trainer.",
+    "trainer": "Train on feedback, or from scratch.",
     "up": "Run broker, worker and trainer in the foreground.",
     "worker": "Run a stream worker.",
 }

@@ -86,7 +86,7 @@ def read_shards(paths: Sequence[Path], counts: ReadCounts | None = None) -> Iter
     seen = counts if counts is not None else ReadCounts()
     for path in paths:
         seen.shards.append(path.name)
-        for line in _lines(path):
+        for line in decompressed_lines(path):
             try:
                 row = _DECODER.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError):
@@ -94,6 +94,39 @@ def read_shards(paths: Sequence[Path], counts: ReadCounts | None = None) -> Iter
                 continue
             seen.rows += 1
             yield row
+
+
+class ShardWriter:
+    """Writes one shard of any length, a row at a time. A context manager.
+
+    The file appears whole when the context ends, or not at all if it ends with an error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._staging = path.with_name(f".{path.name}.{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._staging.open("wb")
+        compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+        self._compressed = compressor.stream_writer(self._stream, closefd=False)
+
+    def write(self, row: PileRow) -> None:
+        """Add one row."""
+        self._compressed.write(_ENCODER.encode(row) + b"\n")
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._compressed.close()  # type: ignore[no-untyped-call]
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+                os.replace(self._staging, self._path)
+        finally:
+            self._stream.close()
+            self._staging.unlink(missing_ok=True)
 
 
 def _batches(rows: Iterable[PileRow], shard_bytes: int) -> Iterator[list[bytes]]:
@@ -125,7 +158,8 @@ def _write_shard(path: Path, lines: Sequence[bytes]) -> None:
         staging.unlink(missing_ok=True)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def decompressed_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a zstandard file, without their ends. Raises CorruptShard."""
     # A reader ends silently where a file is cut short; only the decompressor knows whether the
     # last frame was complete, hence the loop by hand.
     with path.open("rb") as stream:
