@@ -38,6 +38,8 @@ def evaluate(
             logits = model(
                 input_ids=torch.tensor([block.tokens for block in batch]),
                 position_ids=torch.tensor([block.positions for block in batch]),
+                # With a cache transformers no longer keeps a row's documents apart.
+                use_cache=False,
             ).logits
             # Labels stand at their own token; the token before predicts it.
             following = labels[:, 1:]

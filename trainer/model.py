@@ -47,5 +47,8 @@ def load_model(directory: Path) -> Any:
 
 def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
     """Weights as safetensors, configuration and tokenizer, into an empty or new folder."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of one file, among the caller's own
     model.save_pretrained(str(directory), safe_serialization=True)
     tokenizer.save_pretrained(str(directory))

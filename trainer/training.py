@@ -12,7 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,7 +150,10 @@ def train(
         weight_decay=plan.weight_decay,
         muon_rate=plan.muon_rate,
     )
-    with tempfile.TemporaryDirectory(prefix="feedloom-training-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="feedloom-training-") as scratch,
+        caching_restored(model),
+    ):
         trainer = Trainer(
             model=model,
             args=TrainingArguments(
@@ -177,6 +181,24 @@ def train(
     if stop is not None and stop.is_set():
         raise TrainingStopped
     return follower.outcome()
+
+
+@contextmanager
+def caching_restored(model: Any) -> Iterator[None]:
+    """transformers' Trainer turns ``use_cache`` off in the model's configuration for good.
+
+    Saved like that, whoever generates with the model does so without a cache.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        yield
+        return
+    before = config.use_cache if hasattr(config, "use_cache") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):
