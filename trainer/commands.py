@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from trainer.pretrain_command import pretrain
+
 
 @click.group()
 def models() -> None:
@@ -119,10 +121,27 @@ def register(directory: Path, model: str, stable: bool) -> None:
     click.echo(f"published {model}@{version.version}")
 
 
-@click.command()
-@click.option("--once", is_flag=True, help="End after one round.")
-def trainer(once: bool) -> None:
-    """Run the trainer until SIGTERM or SIGINT."""
+@click.group()
+def trainer() -> None:
+    """Train on feedback as it comes, or a new model from scratch."""
+
+
+@trainer.command()
+def run() -> None:
+    """Train whenever enough feedback waits, until SIGTERM or SIGINT."""
+    _serve(once=False)
+
+
+@trainer.command()
+def once() -> None:
+    """Wait for enough feedback, train one version, and end."""
+    _serve(once=True)
+
+
+trainer.add_command(pretrain)
+
+
+def _serve(*, once: bool) -> None:
     import os
     import signal
     import threading

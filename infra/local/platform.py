@@ -81,7 +81,7 @@ class LocalPlatform:
         # The worker imports vLLM while the model is built or registered, and waits for it.
         self._supervisor.start("worker", ["worker"])
         self._bootstrap(environment)
-        self._supervisor.start("trainer", ["trainer"])
+        self._supervisor.start("trainer", ["trainer", "run"])
         model = self.settings.worker.model
         self._say(f"waiting for the worker to load {model} (log: {self.settings.logs}/worker.log)")
         seconds = self._watch.wait_for(
