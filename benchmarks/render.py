@@ -225,6 +225,19 @@ def _cancellation(figures: Mapping[str, Any]) -> Iterable[str]:
     yield _table(["", "cancelled", "p50, ms", "p95", "p99", "longest"], rows)
 
 
+def _pile(figures: Mapping[str, Any]) -> Iterable[str]:
+    yield f"{figures['documents']:,} documents, {figures['megabytes']:.1f} MB of text."
+    rows = [
+        [name, *(_spread(sides[side]) if side in sides else "-" for side in _PILE_SIDES)]
+        for name, sides in figures.items()
+        if isinstance(sides, Mapping)
+    ]
+    yield _table(["MB/s of a core", *_PILE_SIDES], rows)
+
+
+_PILE_SIDES = ("feedloom", "datatrove")
+
+
 def _spread(found: Mapping[str, float]) -> str:
     if found["rounds"] == 1:
         return _number(found["median"])
@@ -259,6 +272,7 @@ _FIGURES = {
     "bench_classes": _classes,
     "bench_affinity": _affinity,
     "bench_cancellation": _cancellation,
+    "bench_pile": _pile,
     "profile_dispatch": _profile,
 }
 

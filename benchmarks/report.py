@@ -30,6 +30,7 @@ ORDER = (
     "bench_classes",
     "bench_affinity",
     "bench_cancellation",
+    "bench_pile",
     "profile_dispatch",
 )
 RESULTS = ROOT / "benchmarks" / "results"
