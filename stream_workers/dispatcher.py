@@ -367,7 +367,9 @@ class Dispatcher:
         )
         if self._jobs.get(job.place) is job:
             job.outcome = Outcome(*job.place, ended.record, lambda: self._committed(job))
-            if job.partition in self.trackers:
+            tracker = self.trackers.get(job.partition)
+            # Else its partition was dealt out again: it is put when the record is delivered.
+            if tracker is not None and tracker.is_open(job.place[1]):
                 self._put(job.outcome)
         return ended.tokens
 

@@ -134,6 +134,10 @@ class OffsetTracker:
         """How many delivered offsets are not finished."""
         return len(self._unfinished)
 
+    def is_open(self, offset: int) -> bool:
+        """Whether it was delivered and is not finished."""
+        return offset in self._unfinished
+
     @property
     def oldest_ms(self) -> int | None:
         """The moment given to ``deliver`` with the lowest unfinished offset."""

@@ -270,6 +270,24 @@ class Platform(RuleBasedStateMachine):
 
             self._do(work())
 
+    @rule(data=st.data(), turns=st.integers(0, 6), count=st.integers(1, 4))
+    def end_while_records_come(self, data: st.DataObject, turns: int, count: int) -> None:
+        """What ended is not committed yet when its record is delivered again."""
+        running = [
+            (worker, name) for worker in self.workers for name in sorted(worker.handler.running)
+        ]
+        if not running:
+            return
+        worker, name = data.draw(st.sampled_from(running))
+
+        async def work() -> None:
+            worker.handler.running[name].set_result(None)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            worker.fetch(count)
+
+        self._do(work())
+
     @rule()
     def rewind(self) -> None:
         for worker in self.workers:
