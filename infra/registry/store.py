@@ -6,13 +6,19 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import msgspec
 
 from infra.contracts.errors import FeedloomError
 from infra.contracts.events import ArtifactFile, ModelVersionPublished
 
 HUB_SCHEME = "hf"
+DIGEST_LENGTH = 16
+RUNS_CODE = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".py", ".so"})
+"""Pickles, and what Python or the loader would run."""
 
 
 class ArtifactRejected(FeedloomError):
@@ -20,7 +26,11 @@ class ArtifactRejected(FeedloomError):
 
 
 class ArtifactStore:
-    """Versions as folders ``root/MODEL/VERSION``, written once."""
+    """Versions as folders ``root/MODEL/VERSION-DIGEST``, written once.
+
+    The digest is of the content: a writer that dies before it publishes a version leaves a folder
+    that is in nobody's way, and two writers of one version never meet.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
@@ -30,15 +40,17 @@ class ArtifactStore:
     ) -> tuple[str, tuple[ArtifactFile, ...]]:
         """Copy a folder in, all or nothing. Returns its URI and manifest.
 
-        Putting the same content again returns the same; other content under a name in use raises
-        ArtifactRejected.
+        Putting the same content again returns the same. Raises ArtifactRejected for a name that is
+        none, a file that can run code, a folder that changes meanwhile, and a kept copy that has
+        been tampered with.
         """
         for name in (model, version):
             # One folder a name: else "a/b" and "1" would share a place with "a" and "b/1".
             if not name or name.startswith(".") or not {"/", "\\", "\0"}.isdisjoint(name):
                 raise ArtifactRejected(f"{model}/{version} is not a name for an artifact")
-        target = self._root / model / version
         manifest = manifest_of(directory)
+        _refuse_code(manifest)
+        target = self._root / model / f"{version}-{digest_of(manifest)[:DIGEST_LENGTH]}"
         if target.exists():
             return self._kept(target, manifest)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,15 +81,15 @@ class ArtifactStore:
         target: Path, manifest: tuple[ArtifactFile, ...]
     ) -> tuple[str, tuple[ArtifactFile, ...]]:
         if manifest_of(target) != manifest:
-            raise ArtifactRejected(f"{target} already holds another artifact")
+            raise ArtifactRejected(f"{target} has been changed since it was written: remove it")
         return target.as_uri(), manifest
 
     def resolve(self, published: ModelVersionPublished) -> str:
         """The local folder of a version, every file checked; a hub id for ``hf://`` URIs.
 
         Raises:
-            ArtifactRejected: a file is missing, changed, extra, a link or outside the folder; the
-                message names it.
+            ArtifactRejected: a file is missing, changed, extra, a link, outside the folder or of a
+                kind that can run code; the message names it.
         """
         uri = urlsplit(published.artifact_uri)
         if uri.scheme == HUB_SCHEME:
@@ -89,6 +101,7 @@ class ArtifactStore:
         folder = Path(unquote(uri.path))
         if not published.manifest:
             raise ArtifactRejected(f"{folder} comes without a manifest")
+        _refuse_code(published.manifest)
         found = {file.path: file for file in manifest_of(folder)}
         for file in published.manifest:
             if found.pop(file.path, None) != file:
@@ -96,6 +109,20 @@ class ArtifactStore:
         if found:
             raise ArtifactRejected(f"{folder} holds a file that was not published: {min(found)}")
         return str(folder)
+
+
+def _refuse_code(manifest: Sequence[ArtifactFile]) -> None:
+    """Weights come as safetensors, which hold nothing but numbers."""
+    for file in manifest:
+        if Path(file.path).suffix in RUNS_CODE:
+            raise ArtifactRejected(
+                f"{file.path} could run code when it is loaded: save the weights as safetensors"
+            )
+
+
+def digest_of(manifest: Sequence[ArtifactFile]) -> str:
+    """SHA-256 of a manifest, hex: one name for the whole content."""
+    return hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()
 
 
 def _sync(path: Path) -> None:

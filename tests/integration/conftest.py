@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -46,7 +47,7 @@ class Workers:
             folder, model="default", version=version
         )
         if spoil:
-            (self._home / "artifacts" / "default" / version / "weights").write_text("other")
+            (Path(unquote(urlsplit(uri).path)) / "weights").write_text("other")
         publisher = self.bus.publisher()
         publish_version(
             publisher,

@@ -44,8 +44,30 @@ def test_many_putting_one_version_agree(tmp_path: Path, build: Path) -> None:
         puts = [pool.submit(store.put, build, model="m", version="1") for _ in range(16)]
         outcomes = {put.result(60) for put in puts}
     ((uri, manifest),) = outcomes
-    assert store.resolve(published(uri, manifest)) == str(tmp_path / "store" / "m" / "1")
-    assert [path.name for path in (tmp_path / "store" / "m").iterdir()] == ["1"]
+    (folder,) = (tmp_path / "store" / "m").iterdir()
+    assert folder.name.startswith("1-")
+    assert store.resolve(published(uri, manifest)) == str(folder)
+
+
+def test_what_a_dead_writer_left_is_in_nobodys_way(tmp_path: Path, build: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    left = store.put(build, model="m", version="1")
+    (build / "empty").write_text("trained again, to other weights")
+    uri, manifest = store.put(build, model="m", version="1")
+    assert uri != left[0]
+    assert manifest_of(Path(store.resolve(published(uri, manifest)))) == manifest_of(build)
+    assert manifest_of(Path(store.resolve(published(*left)))) == left[1]
+
+
+def test_a_kept_copy_that_was_changed_is_not_taken_for_the_same(
+    tmp_path: Path, build: Path
+) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    store.put(build, model="m", version="1")
+    (folder,) = (tmp_path / "store" / "m").iterdir()
+    (folder / "empty").write_text("not empty")
+    with pytest.raises(ArtifactRejected, match="changed since it was written"):
+        store.put(build, model="m", version="1")
 
 
 def test_a_failed_put_leaves_nothing_behind(
@@ -91,7 +113,8 @@ def test_a_manifest_cannot_point_elsewhere(tmp_path: Path, build: Path, path: st
 def test_a_folder_behind_a_link_is_refused(tmp_path: Path, build: Path) -> None:
     store = ArtifactStore(tmp_path / "store")
     uri, manifest = store.put(build, model="m", version="1")
-    (tmp_path / "store" / "m" / "1" / "more").symlink_to(build, target_is_directory=True)
+    (folder,) = (tmp_path / "store" / "m").iterdir()
+    (folder / "more").symlink_to(build, target_is_directory=True)
     with pytest.raises(ArtifactRejected, match="more is a link"):
         store.resolve(published(uri, manifest))
 
@@ -113,3 +136,15 @@ def test_a_space_in_the_path_survives_the_uri(tmp_path: Path, build: Path) -> No
     uri, manifest = store.put(build, model="m", version="1")
     assert " " not in uri
     assert manifest_of(Path(store.resolve(published(uri, manifest)))) == manifest_of(build)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "deep/optimizer.pt", "modeling_x.py"])
+def test_weights_that_could_run_code_are_refused(tmp_path: Path, build: Path, name: str) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    uri, manifest = store.put(build, model="m", version="1")
+    (build / name).write_bytes(b"x")
+    with pytest.raises(ArtifactRejected, match="safetensors"):
+        store.put(build, model="m", version="2")
+    stray = msgspec.structs.replace(manifest[0], path=name)
+    with pytest.raises(ArtifactRejected, match="safetensors"):
+        store.resolve(published(uri, (*manifest, stray)))
