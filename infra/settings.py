@@ -8,11 +8,13 @@ OpenTelemetry's own ``OTEL_*`` variables.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from infra.contracts.config_keys import InvalidSetting, TrainerConfig, parse
 from infra.contracts.errors import ConfigurationError
 
 
@@ -83,27 +86,52 @@ class WorkerSettings(_Section):
 
 
 class TrainerSettings(_Section):
-    """The learning loop. Steps and batch are for the fine-tune, not for the bootstrap."""
+    """The learning loop.
+
+    The dynamic settings ``trainer.*`` may be given here too, each under its own name
+    (``FEEDLOOM_TRAINER__LEARNING_RATE``): they hold until ``feedloom config set`` says otherwise.
+    """
 
     group: str = "feedloom-trainer"
     model: str = "default"
-    min_examples: int = Field(default=32, ge=1)
-    """Start a round when this many joined examples that say what was right are waiting."""
-    max_wait_s: float = Field(default=3600.0, gt=0)
-    """... or when the oldest has waited this long."""
-    replay_fraction: float = Field(default=0.5, ge=0, lt=1)
-    epochs: float = Field(default=3.0, gt=0)
-    learning_rate: float = Field(default=3e-4, gt=0)
-    batch_size: int = Field(default=16, ge=1)
     block_size: int = Field(default=256, ge=16)
     """Tokens a training sequence."""
-    max_loss_increase: float = Field(default=0.05, ge=0)
-    """Nats. A version whose held-out loss rose by more is published but not rolled out."""
+    max_feedback_age_s: float | None = Field(default=None, gt=0)
+    """Older feedback is not trained on; unset: all is."""
+    safety_list: Path | None = None
+    """JSON lines of ``category``, ``prompt``, ``banned``; unset: the built-in one."""
     rollout_delay_s: float = Field(default=0.0, ge=0)
     """Wait this long between publishing a version and rolling it out: time to object."""
+    logging_dir: Path | None = None
+    """TensorBoard's folder, one run a version; unset: ``runs/`` below the home."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's own choice."""
     seed: int = 17
+    config: dict[str, bool | int | float] = {}
+    """Defaults of ``trainer.*`` by name; gathered from the fields that bear these names."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        dynamic = {field.name for field in msgspec.structs.fields(TrainerConfig)}
+        values = {**given.get("config", {})}
+        values |= {name: value for name, value in given.items() if name in dynamic}
+        rest = {name: value for name, value in given.items() if name not in dynamic}
+        return {**rest, "config": {name: _parsed(name, value) for name, value in values.items()}}
+
+
+def _parsed(name: str, value: Any) -> Any:
+    """A value as ``feedloom config set`` would take it; variables come as text."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        parsed = parse(f"trainer.{name}", text)
+    except InvalidSetting as error:
+        raise ValueError(str(error)) from error
+    if parsed is None:
+        raise ValueError(f"trainer.{name} has no value null")
+    return parsed
 
 
 class BootstrapSettings(_Section):

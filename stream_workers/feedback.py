@@ -69,4 +69,5 @@ def _merge(result: GenerationResult, feedback: tuple[FeedbackReceived, ...]) -> 
         pairs=tuple(item.pair for item in feedback if item.pair is not None),
         comments=tuple(item.comment for item in feedback if item.comment is not None),
         tenant=result.tenant,
+        principals=tuple(dict.fromkeys(item.principal for item in feedback if item.principal)),
     )

@@ -1,7 +1,7 @@
 """The typed catalogue of dynamic settings, and their fold. Pure: knows nothing of Kafka.
 
 A setting travels as the JSON text in ``ConfigChanged.value``; ``null`` goes back to the default.
-Type, range, default and description are written once, as a field of one of the three sections
+Type, range, default and description are written once, as a field of one of the four sections
 below; a key is its section's name and the field's. ``tenants.<name>.*`` falls back to
 ``tenants.default.*``, and that to the built-in default.
 """
@@ -97,10 +97,86 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
 
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Weight = Annotated[float, Meta(ge=0.0, le=100.0)]
+
+
+class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """``trainer.*``: of the next round of training on feedback.
+
+    Names that transformers' ``TrainingArguments`` has are its own.
+    """
+
+    min_examples: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="New feedback that starts a round: answers.")
+    ] = 32
+    max_wait_s: Annotated[
+        float, Meta(ge=0.1, le=1e8, description="Age of new feedback that starts a round, seconds.")
+    ] = 3600.0
+    num_train_epochs: Annotated[
+        int, Meta(ge=1, le=1000, description="How often a round sees its feedback.")
+    ] = 3
+    per_device_train_batch_size: Annotated[
+        int, Meta(ge=1, le=4096, description="Sequences a step; as many pairs and ratings.")
+    ] = 16
+    learning_rate: Annotated[
+        float, Meta(ge=1e-9, le=1.0, description="After warm-up, before decay.")
+    ] = 3e-4
+    warmup_steps: Annotated[
+        int, Meta(ge=0, le=100_000, description="Steps of re-warming from zero.")
+    ] = 20
+    weight_decay: Annotated[Weight, Meta(description="Of AdamW.")] = 0.01
+    max_grad_norm: Annotated[
+        float, Meta(ge=1e-3, le=1e6, description="Gradients are clipped to it.")
+    ] = 1.0
+    bf16: Annotated[bool, Meta(description="bfloat16 where it does no harm.")] = True
+    fp16: Annotated[bool, Meta(description="float16, on a GPU only; with bf16 false.")] = False
+    replay_fraction: Annotated[
+        float, Meta(ge=0.0, le=0.99, description="Share of the tokens that is replayed Pile text.")
+    ] = 0.5
+    ptx_weight: Annotated[
+        Weight, Meta(description="Of a replayed token in the loss; a completion's is 1.")
+    ] = 1.0
+    sft: Annotated[bool, Meta(description="Learn from accepted and edited completions.")] = True
+    dpo_weight: Annotated[
+        Weight, Meta(description="Of preference pairs in the loss; 0 leaves them out.")
+    ] = 0.1
+    kto_weight: Annotated[
+        Weight, Meta(description="Of ratings in the loss; 0 leaves them out.")
+    ] = 0.1
+    beta: Annotated[
+        float, Meta(ge=1e-4, le=100.0, description="Of DPO and KTO: the pull towards the parent.")
+    ] = 0.1
+    lora_rank: Annotated[
+        int, Meta(ge=0, le=1024, description="Of the adapter that is trained; 0: all weights.")
+    ] = 16
+    max_principal_share: Annotated[
+        Share, Meta(description="Of a round's feedback, that one principal may contribute.")
+    ] = 0.25
+    heldout_fraction: Annotated[
+        Share, Meta(description="Of prompts, whose feedback only measures and never trains.")
+    ] = 0.1
+    max_forgetting: Annotated[
+        float,
+        Meta(ge=0.0, le=1e6, description="Gate: share by which held-out bits per byte may rise."),
+    ] = 0.01
+    min_preference_accuracy: Annotated[
+        Share, Meta(description="Gate: held-out pairs told apart better than by the parent.")
+    ] = 0.5
+    min_win_rate: Annotated[
+        Share, Meta(description="Gate: held-out prompts answered better than by the parent.")
+    ] = 0.5
+    max_violations: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000, description="Gate: of the safety list, if more than the parent."),
+    ] = 0
+
+
 ANY_TENANT, DEFAULT_TENANT = "tenants.<name>", "tenants.default"
 _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "worker": WorkerConfig,
     "batch": BatchConfig,
+    "trainer": TrainerConfig,
     ANY_TENANT: TenantConfig,
 }
 
@@ -154,7 +230,7 @@ CATALOGUE: Mapping[str, Setting] = {
 def setting(key: str) -> Setting:
     """The catalogue's entry for a key. Raises InvalidSetting, with the nearest key that exists."""
     section, _, field = key.rpartition(".")
-    known = section if section in ("worker", "batch") else ANY_TENANT
+    known = section if section in _SECTIONS and section != ANY_TENANT else ANY_TENANT
     named = section.startswith("tenants.") and section != "tenants."
     writable = len(key) <= MAX_KEY_LENGTH and key.isprintable()
     if writable and (named or known != ANY_TENANT) and (found := CATALOGUE.get(f"{known}.{field}")):
@@ -251,6 +327,11 @@ class ConfigState:
     def batch(self) -> BatchConfig:
         """``batch.*`` in force."""
         return self._section(BatchConfig, "batch")
+
+    @property
+    def trainer(self) -> TrainerConfig:
+        """``trainer.*`` in force."""
+        return self._section(TrainerConfig, "trainer")
 
     def tenant(self, name: str | None) -> TenantConfig:
         """A tenant's settings in force; ``None``, and a name without its own, get the default."""

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
 EpochMs = Annotated[int, Meta(ge=0)]
@@ -258,6 +258,7 @@ class FeedbackExample(Event, frozen=True, kw_only=True, tag="FeedbackExample"):
 
     The topic is compacted by request id, so the newest record holds the merged whole.
     ``feedback_ids`` lists the events merged so far, which makes a replayed event harmless.
+    ``principals``: who gave them, each once; nobody for feedback that says no principal.
     """
 
     request_id: Identifier
@@ -274,6 +275,7 @@ class FeedbackExample(Event, frozen=True, kw_only=True, tag="FeedbackExample"):
     pairs: tuple[PreferencePair, ...] = ()
     comments: tuple[str, ...] = ()
     tenant: str | None = None
+    principals: tuple[str, ...] = ()
 
 
 class ArtifactFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,7 +296,12 @@ class OffsetRange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a version came from. ``feedback`` is also the trainer's durable position."""
+    """Where a version came from. ``feedback`` is also the trainer's durable position.
+
+    ``objective``: what the feedback was trained on with, such as ``sft+dpo``. ``replay_sha256``
+    has one entry for each of ``replay_shards``. ``adapter_rank``: of the LoRA adapter that was
+    trained and merged; 0 where all weights were.
+    """
 
     parent: str | None = None
     objective: str = "pretrain"
@@ -305,10 +312,40 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     steps: Count = 0
     code_version: str = ""
+    replay_sha256: tuple[str, ...] = ()
+    adapter_rank: Count = 0
+
+
+class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """One measure of a version, most of them beside its parent.
+
+    ``low`` to ``high`` is the confidence interval of ``value``, from ``samples``; ``limit`` is
+    what it was held against, as ``reason`` says in words.
+    """
+
+    name: str
+    passed: bool
+    value: float
+    low: float
+    high: float
+    limit: float
+    samples: Count
+    reason: str
+
+
+class GateDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a version may serve: it passed every check. ``confidence`` is of the intervals."""
+
+    passed: bool
+    confidence: float
+    checks: tuple[GateCheck, ...] = ()
 
 
 class ModelVersionPublished(Event, frozen=True, kw_only=True, tag="ModelVersionPublished"):
-    """An immutable model version. Key ``model/version``; ``artifact_uri`` holds its files."""
+    """An immutable model version. Key ``model/version``; ``artifact_uri`` holds its files.
+
+    One whose ``gate`` did not pass is rejected. Without a gate nobody has measured it.
+    """
 
     model: Identifier
     version: Identifier
@@ -319,6 +356,12 @@ class ModelVersionPublished(Event, frozen=True, kw_only=True, tag="ModelVersionP
     lineage: Lineage = Lineage()
     metrics: dict[str, float] = {}
     signature: str | None = None
+    gate: GateDecision | None = None
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the gate refused it."""
+        return self.gate is not None and not self.gate.passed
 
 
 class RolloutChanged(Event, frozen=True, kw_only=True, tag="RolloutChanged"):

@@ -23,6 +23,8 @@ from infra.contracts.events import (
     Event,
     FeedbackExample,
     FeedbackReceived,
+    GateCheck,
+    GateDecision,
     GenerationCancellation,
     GenerationChunk,
     GenerationError,
@@ -126,6 +128,7 @@ SAMPLES: tuple[Event, ...] = (
         ups=1,
         edited_text="e",
         pairs=(PreferencePair(preferred="a", rejected="b"),),
+        principals=("somebody",),
     ),
     ModelVersionPublished(
         model="default",
@@ -138,8 +141,27 @@ SAMPLES: tuple[Event, ...] = (
             parent="1",
             objective="sft",
             feedback=(OffsetRange(topic="feedback.examples", partition=0, start=0, end=4),),
+            replay_shards=("00000.jsonl.zst",),
+            replay_sha256=("1" * 64,),
+            adapter_rank=8,
         ),
         metrics={"heldout_loss_after": 4.5},
+        gate=GateDecision(
+            passed=False,
+            confidence=0.95,
+            checks=(
+                GateCheck(
+                    name="forgetting",
+                    passed=False,
+                    value=0.02,
+                    low=0.01,
+                    high=0.03,
+                    limit=0.01,
+                    samples=96,
+                    reason="too much",
+                ),
+            ),
+        ),
     ),
     RolloutChanged(
         model="default", revision=2, stable="1", changed_at_ms=NOW, candidate="2", state="canary"
