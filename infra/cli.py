@@ -24,7 +24,7 @@ SUMMARIES = {
     "feedback": "Say what you think of one result.",
     "generate": "Ask for one completion.",
     "kafka": "Start, stop and inspect the embedded Kafka broker.",
-    "models": "Build, list and publish model versions.",
+    "models": "Build, publish, list, compare and verify model versions.",
     "pile": "Prepare, inspect and count text for training.",
     "publish": "Publish a file of prompts and collect the results.",
     "topics": "Apply and show the topic catalogue.",

@@ -143,7 +143,7 @@ def _pretrain(settings: Settings, directory: Path, step: Step) -> dict[str, floa
     from trainer.model import build_model, save_model
     from trainer.packing import document, fill
     from trainer.tokenizer import encode_all, train_tokenizer
-    from trainer.training import Progress, TrainingPlan, train
+    from trainer.training import Progress, TrainingPlan, packed, train
 
     options = settings.bootstrap
     texts = _texts(settings, "train")
@@ -168,9 +168,8 @@ def _pretrain(settings: Settings, directory: Path, step: Step) -> dict[str, floa
 
     outcome = train(
         model,
-        blocks,  # type: ignore[arg-type]
+        packed(blocks, BATCH_SIZE),  # type: ignore[arg-type]
         TrainingPlan(
-            batch_size=BATCH_SIZE,
             learning_rate=LEARNING_RATE,
             seconds=options.seconds,
             seed=options.seed,

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from trainer.pretrain_command import pretrain
+from trainer.version_commands import diff, list_versions, show, verify
 
 
 @click.group()
 def models() -> None:
-    """Build, list and publish model versions."""
+    """Build, publish, list, compare and verify model versions."""
 
 
 @models.command()
@@ -56,28 +57,8 @@ def bootstrap(force: bool, no_register: bool, quiet: bool) -> None:
         click.echo("registered as version 1" if registered else "the registry has versions already")
 
 
-@models.command(name="list")
-def show() -> None:
-    """List every version, the stable one marked."""
-    from infra.kafka.bus import connect
-    from infra.registry.client import RegistryWatcher
-    from infra.settings import load_settings
-
-    with connect(load_settings()) as bus:
-        watcher = RegistryWatcher(bus)
-        watcher.catch_up()
-        watcher.close()
-    state = watcher.state
-    for model in state.models():
-        stable = state.stable(model)
-        for version in state.versions(model):
-            loss = version.metrics.get("heldout_loss_after")
-            mark = "*" if version == stable else " "
-            scored = f"held-out loss {loss:.3f}" if loss is not None else ""
-            parent = version.lineage.parent or "-"
-            click.echo(f"{mark} {model}@{version.version:6} parent {parent:6} {scored}")
-    if not state.models():
-        click.echo("no version yet: `feedloom models bootstrap`", err=True)
+for command in (list_versions, show, diff, verify):
+    models.add_command(command)
 
 
 @models.command()
@@ -129,19 +110,20 @@ def trainer() -> None:
 @trainer.command()
 def run() -> None:
     """Train whenever enough feedback waits, until SIGTERM or SIGINT."""
-    _serve(once=False)
+    _serve()
 
 
 @trainer.command()
-def once() -> None:
+@click.option("--now", is_flag=True, help="Take what feedback there is.")
+def once(now: bool) -> None:
     """Wait for enough feedback, train one version, and end."""
-    _serve(once=True)
+    _serve(once=True, now=now)
 
 
 trainer.add_command(pretrain)
 
 
-def _serve(*, once: bool) -> None:
+def _serve(*, once: bool = False, now: bool = False) -> None:
     import os
     import signal
     import threading
@@ -161,4 +143,4 @@ def _serve(*, once: bool) -> None:
         configure_telemetry("feedloom-trainer", settings.telemetry),
         KafkaBus(resolve_kafka(settings)) as bus,
     ):
-        TrainerService(settings, bus, stop=stop).run(once=once)
+        TrainerService(settings, bus, stop=stop).run(once=once, now=now)

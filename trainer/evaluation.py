@@ -1,28 +1,85 @@
-"""Loss on held-out text: nats per token, and bits per byte, which no tokenizer skews."""
+"""Held-out text: nats a block, and from them loss, perplexity and bits per byte.
+
+Bits per byte, which no tokenizer skews, are kept by set of the Pile.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeAlias
 
-from trainer.packing import IGNORED, Block
+import numpy as np
+import numpy.typing as npt
+
+from trainer.packing import IGNORED, Block, document, fill
+from trainer.pile import PileRow
+from trainer.tokenizer import encode_all
+
+Array: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """``loss``: mean nats per counted token. ``bits_per_byte``: of the text those tokens spell."""
+    """Per block, [blocks] each: nats of the counted tokens, their number, the bytes they spell."""
 
-    loss: float
-    bits_per_byte: float
-    tokens: int
+    nats: Array
+    tokens: Array
+    text_bytes: Array
+
+    @property
+    def loss(self) -> float:
+        """Mean nats a counted token."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """Of the loss; finite."""
+        return perplexity(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of the text that the counted tokens spell."""
+        return float(self.nats.sum() / math.log(2) / max(self.text_bytes.sum(), 1))
+
+
+def perplexity(loss: float) -> float:
+    """``exp`` of a mean loss in nats; of one that no float can hold, the largest float."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return sys.float_info.max
+
+
+def held_out_blocks(
+    rows: Iterable[PileRow], tokenizer: Any, size: int, *, limit: int | None = None
+) -> dict[str, list[Block]]:
+    """Held-out text in blocks, by ``pile_set_name``; sets too small for one block are left out.
+
+    ``limit``: blocks in all, taken from each set in proportion.
+    """
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        texts.setdefault(row.meta.pile_set_name, []).append(row.text)
+    end = tokenizer.eos_token_id
+    found = {}
+    total = sum(len(text) for each in texts.values() for text in each)
+    for name, each in sorted(texts.items()):
+        blocks = fill((document([*ids, end]) for ids in encode_all(tokenizer, each)), size)
+        share = sum(map(len, each)) / max(total, 1)
+        kept = list(islice(blocks, None if limit is None else max(1, round(limit * share))))
+        if kept:
+            found[name] = kept
+    return found
 
 
 def evaluate(
     model: Any, tokenizer: Any, blocks: Sequence[Block], *, batch_size: int = 16
 ) -> Evaluation:
-    """Score a model on blocks, in float32, leaving it as it was.
+    """Score a decoder-only model on blocks, in float32, leaving it as it was.
 
     Raises ValueError when no label is counted.
     """
@@ -30,33 +87,44 @@ def evaluate(
 
     training = model.training
     model.eval()
-    total, counted, size = 0.0, 0, 0
+    device = next(model.parameters()).device
+    nats: list[float] = []
+    tokens: list[int] = []
+    text_bytes: list[int] = []
     with torch.inference_mode():
         for start in range(0, len(blocks), batch_size):
             batch = blocks[start : start + batch_size]
-            labels = torch.tensor([block.labels for block in batch])
+            labels = torch.tensor([block.labels for block in batch], device=device)
             logits = model(
-                input_ids=torch.tensor([block.tokens for block in batch]),
-                position_ids=torch.tensor([block.positions for block in batch]),
+                input_ids=torch.tensor([block.tokens for block in batch], device=device),
+                position_ids=torch.tensor([block.positions for block in batch], device=device),
                 # With a cache transformers no longer keeps a row's documents apart.
                 use_cache=False,
             ).logits
             # Labels stand at their own token; the token before predicts it.
             following = labels[:, 1:]
-            total += torch.nn.functional.cross_entropy(
+            losses = torch.nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1).float(),
                 following.flatten(),
                 ignore_index=IGNORED,
-                reduction="sum",
-            ).item()
-            kept = following[following != IGNORED].tolist()
-            counted += len(kept)
-            size += len(tokenizer.decode(kept).encode())
+                reduction="none",
+            ).view(following.shape)
+            nats += losses.double().sum(1).tolist()
+            for row in following.cpu():
+                kept = row[row != IGNORED].tolist()
+                tokens.append(len(kept))
+                text_bytes.append(len(tokenizer.decode(kept, skip_special_tokens=True).encode()))
     model.train(training)
-    if counted == 0:
+    if not sum(tokens):
         raise ValueError("there is no held-out token to score")
+    return Evaluation(nats=np.array(nats), tokens=np.array(tokens), text_bytes=np.array(text_bytes))
+
+
+def joined(evaluations: Iterable[Evaluation]) -> Evaluation:
+    """Several sets as one, their blocks one after the other."""
+    parts = list(evaluations)
     return Evaluation(
-        loss=total / counted,
-        bits_per_byte=total / math.log(2) / max(size, 1),
-        tokens=counted,
+        nats=np.concatenate([part.nats for part in parts]),
+        tokens=np.concatenate([part.tokens for part in parts]),
+        text_bytes=np.concatenate([part.text_bytes for part in parts]),
     )

@@ -1,22 +1,25 @@
 """Reads feedback examples. The durable position is the lineage of published versions.
 
 Each version says which offsets it was trained on, so the position moves exactly when a version is
-published: a crash before that reads the same examples again, one after it does not.
+published: a crash before that reads the same examples again, one after it does not. Feedback counts
+as used by the stable version, a candidate, one about to be rolled out, and their ancestors: what a
+rejected version or one that was rolled back had learnt is learnt again by the next.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from opentelemetry import trace
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus, Publisher, Record, TopicPartition
-from infra.contracts.errors import ContractError
+from infra.contracts.bus import Bus, Publisher, Record, TopicPartition, unread
+from infra.contracts.errors import ContractError, FatalError
 from infra.contracts.events import FeedbackExample, ModelVersionPublished, OffsetRange
+from infra.registry.state import RegistryState
 from observability.propagation import extract
 from trainer.curation import target_of
 
@@ -24,20 +27,29 @@ log = logging.getLogger(__name__)
 
 TOPIC = catalogue.EXAMPLES.name
 DEAD_LETTER_TIMEOUT_S = 60.0
+CATCH_UP_S = 600.0
+KEPT_FOR_MEASURING = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Examples to train on, the newest of each request, with the offsets they span."""
+    """Examples to train on, the newest of each request, with the offsets they span.
+
+    ``measuring``: examples that are never trained on, of this and of earlier batches.
+    """
 
     examples: tuple[FeedbackExample, ...]
     ranges: tuple[OffsetRange, ...]
+    measuring: tuple[FeedbackExample, ...] = ()
     links: tuple[trace.Link, ...] = ()
 
 
-def next_offsets(versions: Iterable[ModelVersionPublished]) -> dict[TopicPartition, int]:
-    """Where to read on, by the lineage of what was published."""
-    offsets: dict[TopicPartition, int] = {}
+Offsets = dict[TopicPartition, int]
+
+
+def next_offsets(versions: Iterable[ModelVersionPublished]) -> Offsets:
+    """Where to read on, by the lineage of some versions."""
+    offsets: Offsets = {}
     for version in versions:
         for span in version.lineage.feedback:
             position = TopicPartition(span.topic, span.partition)
@@ -45,25 +57,84 @@ def next_offsets(versions: Iterable[ModelVersionPublished]) -> dict[TopicPartiti
     return offsets
 
 
-class FeedbackIntake:
-    """Collects examples of one model until they are taken as a batch."""
+def in_use(state: RegistryState, model: str) -> list[ModelVersionPublished]:
+    """Versions whose feedback need not be learnt again, newest first."""
+    current = state.rollout(model)
+    if current is None:
+        return []
+    pending = awaiting_rollout(state, model)
+    names = [pending.version if pending else None, current.candidate, current.stable]
+    found: dict[str, ModelVersionPublished] = {}
+    while names:
+        name = names.pop()
+        version = state.version(model, name) if name is not None else None
+        if version is not None and version.version not in found:
+            found[version.version] = version
+            names.append(version.lineage.parent)
+    return list(found.values())
 
-    def __init__(self, bus: Bus, *, model: str, start: dict[TopicPartition, int]) -> None:
+
+def awaiting_rollout(state: RegistryState, model: str) -> ModelVersionPublished | None:
+    """The newest child of the stable version that passed its gate since the last rollout.
+
+    A trainer that died between publishing it and rolling it out left it so. One that is older than
+    the last rollout was passed over, or rolled back, by somebody.
+    """
+    current = state.rollout(model)
+    if current is None:
+        return None
+    passed = [
+        version
+        for version in state.versions(model)
+        if version.lineage.parent == current.stable
+        and version.gate is not None
+        and version.gate.passed
+        and version.created_at_ms > current.changed_at_ms
+    ]
+    return passed[-1] if passed else None
+
+
+class FeedbackIntake:
+    """Collects examples of one model until they are taken as a batch.
+
+    ``used``: examples below these offsets are trained on. ``tried``: those below these were in a
+    round, whatever became of it; a new round waits for newer ones. ``measures`` says of an example
+    whether it is kept for evaluation; the newest ``keep`` of these are, from the topic's beginning.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        model: str,
+        used: Mapping[TopicPartition, int] | None = None,
+        tried: Mapping[TopicPartition, int] | None = None,
+        measures: Callable[[FeedbackExample], bool] = lambda example: False,
+        keep: int = KEPT_FOR_MEASURING,
+    ) -> None:
+        self._bus = bus
         self._model = model
-        self._start = {position: start.get(position, 0) for position in bus.end_offsets(TOPIC)}
-        self._next = dict(self._start)
+        self._measures = measures
+        self._keep = keep
+        positions = bus.end_offsets(TOPIC)
+        self._used = {position: (used or {}).get(position, 0) for position in positions}
+        self._tried = {
+            position: max((tried or {}).get(position, 0), self._used[position])
+            for position in positions
+        }
+        self._next = dict(self._used)
         self._reader = bus.reader([TOPIC])
-        for position, offset in self._start.items():
-            self._reader.seek(position, offset)
         self._publisher: Publisher = bus.publisher(client_id="feedloom-trainer")
         self._examples: dict[str, FeedbackExample] = {}
+        self._measuring: dict[str, FeedbackExample] = {}
         self._links: dict[str, trace.Link] = {}
+        self._new: set[str] = set()
         self._oldest_s: float | None = None
 
     @property
     def waiting(self) -> int:
-        """Requests with feedback that no version was trained on yet."""
-        return len(self._examples)
+        """Requests with feedback that was in no round yet."""
+        return len(self._new)
 
     @property
     def teaching(self) -> int:
@@ -72,7 +143,8 @@ class FeedbackIntake:
         Feedback on one answer comes in pieces: a thumb down first, the edit a moment later. A
         round that counted the thumb would train without the edit.
         """
-        return sum(target_of(example) is not None for example in self._examples.values())
+        known = (self._examples.get(name) or self._measuring.get(name) for name in self._new)
+        return sum(one is not None and target_of(one) is not None for one in known)
 
     @property
     def waited_s(self) -> float:
@@ -84,32 +156,46 @@ class FeedbackIntake:
         records = self._reader.poll(timeout_s)
         for record in records:
             self._take_in(record)
-            self._next[TopicPartition(record.topic, record.partition)] = record.offset + 1
+            position = TopicPartition(record.topic, record.partition)
+            self._next[position] = max(self._next.get(position, 0), record.offset + 1)
         return len(records)
 
+    def catch_up(self, timeout_s: float = CATCH_UP_S) -> None:
+        """Read up to the end that the topic has now. Raises FatalError after ``timeout_s``."""
+        ends = dict(self._bus.end_offsets(TOPIC))
+        deadline = time.monotonic() + timeout_s
+        while ends := unread(self._reader, ends):
+            if time.monotonic() > deadline:
+                raise FatalError(f"{TOPIC} could not be read within {timeout_s:.0f} s")
+            self.poll(0.2)
+
     def batch(self) -> Batch:
-        """Everything waiting; it keeps waiting until :meth:`settle`."""
+        """Everything that is not in use; it stays until :meth:`settle`."""
         return Batch(
             examples=tuple(self._examples.values()),
+            measuring=tuple(self._measuring.values()),
             ranges=tuple(
                 OffsetRange(
                     topic=position.topic,
                     partition=position.partition,
-                    start=self._start[position],
+                    start=self._used.get(position, 0),
                     end=end,
                 )
                 for position, end in sorted(self._next.items())
-                if end > self._start[position]
+                if end > self._used.get(position, 0)
             ),
             links=tuple(self._links.values()),
         )
 
-    def settle(self) -> None:
-        """The batch is in a published version (or is known to be useless): move on."""
-        self._start = dict(self._next)
-        self._examples.clear()
-        self._links.clear()
+    def settle(self, *, learnt: bool) -> None:
+        """A round is over. Unless its version serves, the examples wait for the next one too."""
+        self._tried = dict(self._next)
+        self._new.clear()
         self._oldest_s = None
+        if learnt:
+            self._used = dict(self._next)
+            self._examples.clear()
+            self._links.clear()
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -118,21 +204,41 @@ class FeedbackIntake:
 
     def _take_in(self, record: Record) -> None:
         if record.value is None:
+            self._forget((record.key or b"").decode("utf-8", "replace"))
             return
+        position = TopicPartition(record.topic, record.partition)
         try:
             example = codec.decode(record.value, FeedbackExample)
         except ContractError as error:
-            self._dead_letter(record, error)
+            # One that an earlier round passed over is there already.
+            if record.offset >= self._tried.get(position, 0):
+                self._dead_letter(record, error)
             return
         if example.model != self._model:
             return
         # The newest record of a request holds the merged whole.
-        self._examples[example.request_id] = example
-        context = trace.get_current_span(extract(record.headers)).get_span_context()
-        if context.is_valid:
-            self._links[example.request_id] = trace.Link(context)
-        if self._oldest_s is None:
-            self._oldest_s = time.monotonic()
+        self._forget(example.request_id)
+        if self._measures(example):
+            self._measuring[example.request_id] = example
+            if len(self._measuring) > self._keep:
+                del self._measuring[next(iter(self._measuring))]
+        elif record.offset >= self._used.get(position, 0):
+            self._examples[example.request_id] = example
+            context = trace.get_current_span(extract(record.headers)).get_span_context()
+            if context.is_valid:
+                self._links[example.request_id] = trace.Link(context)
+        if record.offset >= self._tried.get(position, 0):
+            self._new.add(example.request_id)
+            if self._oldest_s is None:
+                self._oldest_s = time.monotonic()
+
+    def _forget(self, request_id: str) -> None:
+        """Whoever asked for it: the example is in no later round."""
+        for known in (self._examples, self._measuring, self._links):
+            known.pop(request_id, None)
+        self._new.discard(request_id)
+        if not self._new:
+            self._oldest_s = None
 
     def _dead_letter(self, record: Record, error: ContractError) -> None:
         where = f"{record.topic}/{record.partition} at {record.offset}"

@@ -77,17 +77,15 @@ def fill(segments: Iterable[Segment], size: int) -> Iterator[Block]:
 
 
 def fit(segments: Iterable[Segment], size: int, *, padding: int) -> list[Block]:
-    """Blocks of exactly ``size`` tokens in which no segment is cut.
+    """Blocks of exactly ``size`` tokens in which no segment is cut that fits into one.
 
-    First fit, longest first. What is longer than ``size`` loses its end. The rest of a block is
-    ``padding``, which the loss passes over; it is a segment of its own, so nothing attends to it.
+    First fit, longest first. What is longer than ``size`` goes on in pieces of their own, each of
+    which begins with the last token of the one before, so that every label is counted once. The
+    rest of a block is ``padding``, which the loss passes over; it is a segment of its own, so
+    nothing attends to it.
     """
     _check(size)
-    cut = [
-        Segment(tokens=item.tokens[:size], labels=item.labels[:size])
-        for item in segments
-        if item.tokens
-    ]
+    cut = [piece for item in segments if item.tokens for piece in _cut(item, size)]
     order = sorted(range(len(cut)), key=lambda index: (-len(cut[index].tokens), index))
     bins: list[list[Segment]] = []
     room: list[int] = []
@@ -102,6 +100,16 @@ def fit(segments: Iterable[Segment], size: int, *, padding: int) -> list[Block]:
             bins[chosen].append(segment)
             room[chosen] -= length
     return [_padded(members, size, padding) for members in bins]
+
+
+def _cut(segment: Segment, size: int) -> Iterator[Segment]:
+    start = 0
+    while True:
+        end = start + size
+        yield Segment(tokens=segment.tokens[start:end], labels=segment.labels[start:end])
+        if end >= len(segment.tokens):
+            return
+        start = end - 1
 
 
 def _padded(members: Sequence[Segment], size: int, padding: int) -> Block:

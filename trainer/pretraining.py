@@ -28,11 +28,12 @@ from transformers.utils.logging import disable_progress_bar
 from infra.contracts.errors import ConfigurationError
 from trainer.architectures import Shape, architecture
 from trainer.baselines import NgramModel
+from trainer.evaluation import held_out_blocks, perplexity
 from trainer.objectives import Batch, Collator, pieces
-from trainer.packing import IGNORED, Block, document, fill
+from trainer.packing import IGNORED, Block
 from trainer.pile import PileRow, read_shards, shard_paths
 from trainer.recipe import Recipe
-from trainer.tokenizer import encode_all, load_tokenizer, train_tokenizer
+from trainer.tokenizer import load_tokenizer, train_tokenizer
 from trainer.tokens import TokenShards, write_token_shards
 from trainer.training import TrainingDiverged, caching_restored
 
@@ -135,14 +136,6 @@ def pretrain(run: Run, say: Say = lambda what, done, total: None) -> Scores:
     return scores
 
 
-def perplexity(loss: float) -> float:
-    """``exp`` of a mean loss in nats; of one that no float can hold, the largest float."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return float(torch.finfo(torch.float64).max)
-
-
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """Blocks of one set, and the bytes of the text that their counted tokens spell."""
@@ -153,17 +146,12 @@ class HeldOut:
 
 def by_set(rows: Sequence[PileRow], tokenizer: Any, size: int) -> dict[str, HeldOut]:
     """Held-out text in blocks, by ``pile_set_name``; sets too small for one block are left out."""
-    texts: dict[str, list[str]] = {}
-    for row in rows:
-        texts.setdefault(row.meta.pile_set_name, []).append(row.text)
-    end = tokenizer.eos_token_id
     found = {}
-    for name, each in sorted(texts.items()):
-        blocks = list(fill((document([*ids, end]) for ids in encode_all(tokenizer, each)), size))
+    for name, blocks in held_out_blocks(rows, tokenizer, size).items():
         counted = [label for block in blocks for label in block.labels if label != IGNORED]
-        spelt = [token for token in counted if token != end]
+        spelt = len(tokenizer.decode(counted, skip_special_tokens=True).encode())
         if spelt:
-            found[name] = HeldOut(blocks=blocks, bytes=len(tokenizer.decode(spelt).encode()))
+            found[name] = HeldOut(blocks=blocks, bytes=spelt)
     return found
 
 

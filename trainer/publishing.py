@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.contracts.bus import Publisher
-from infra.contracts.events import Lineage, ModelVersionPublished, RolloutChanged
+from infra.contracts.events import (
+    GateDecision,
+    Lineage,
+    ModelVersionPublished,
+    RolloutChanged,
+)
 from infra.registry.client import publish_rollout, publish_version
 from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore
@@ -39,6 +44,7 @@ def publish(
     store: ArtifactStore,
     state: RegistryState,
     publisher: Publisher,
+    gate: GateDecision | None = None,
 ) -> ModelVersionPublished:
     """Store the files in ``directory`` and publish them as the model's next version."""
     known = published_from(state, model, lineage)
@@ -56,10 +62,11 @@ def publish(
         created_at_ms=time.time_ns() // 1_000_000,
         lineage=lineage,
         metrics=dict(metrics),
+        gate=gate,
     )
     publish_version(publisher, event)
     state.apply(event)
-    log.info("published %s@%s", model, version)
+    log.info("published %s@%s%s", model, version, " as rejected" if event.rejected else "")
     return event
 
 
@@ -81,8 +88,3 @@ def roll_out(
     publish_rollout(publisher, event)
     state.apply(event)
     return event
-
-
-def passes_gate(loss_before: float, loss_after: float, *, max_increase: float) -> bool:
-    """Whether a version may serve: its held-out loss rose by no more than ``max_increase`` nats."""
-    return loss_after - loss_before <= max_increase

@@ -55,3 +55,10 @@ def encode_all(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
     # Texts longer than the context are cut into blocks later; the length warning says nothing.
     encoded = tokenizer(batch, add_special_tokens=False, verbose=False)
     return [list(ids) for ids in encoded["input_ids"]]
+
+
+def padding_of(tokenizer: Any) -> int:
+    """The id to pad with: many tokenizers have no padding token, and any id does that is masked."""
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return int(tokenizer.eos_token_id)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,7 +61,6 @@ class TrainingPlan:
     schedule. ``muon_rate`` puts Muon on the hidden matrices. ``threads``: 0 leaves torch's choice.
     """
 
-    batch_size: int
     learning_rate: float
     seconds: float
     seed: int
@@ -69,7 +68,10 @@ class TrainingPlan:
     warmup: int = 20
     decay: float = 0.6
     weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
     muon_rate: float | None = None
+    bf16: bool = True
+    fp16: bool = False
     compile: bool = False
     threads: int = 0
 
@@ -82,6 +84,35 @@ class TrainingOutcome:
     tokens: int
     loss: float
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained on, and by which loss: ``batch_size`` items of ``dataset`` a step.
+
+    ``steps``: of one pass over it. ``options``: of the ``trainer``, beside the usual ones.
+    """
+
+    dataset: Any
+    batch_size: int
+    tokens_per_step: int
+    steps: int
+    collate: Callable[[Any], Any] | None = None
+    trainer: type[Trainer] = Trainer
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def packed(blocks: Sequence[Block], batch_size: int) -> Task:
+    """Language modelling on blocks, all tokens alike. Raises ValueError for no blocks."""
+    if not blocks:
+        raise ValueError("nothing to train on")
+    batch = min(batch_size, len(blocks))
+    return Task(
+        dataset=Rows(blocks),
+        batch_size=batch,
+        tokens_per_step=batch * len(blocks[0].tokens),
+        steps=-(-len(blocks) // batch),
+    )
 
 
 class Budget:
@@ -118,7 +149,7 @@ class Budget:
 
 def train(
     model: Any,
-    blocks: Sequence[Block],
+    task: Task,
     plan: TrainingPlan,
     *,
     progress: Callable[[Progress], None] | None = None,
@@ -127,23 +158,19 @@ def train(
 ) -> TrainingOutcome:
     """Train ``model`` in place. ``stop`` is looked at after each step.
 
-    bfloat16 autocast; a GPU is used if there is one. Sets the process's seeds and, if the plan
-    says so, torch's thread count.
+    A GPU is used if there is one. Sets the process's seeds and, if the plan says so, torch's
+    thread count.
 
     Raises:
-        ValueError: no blocks.
         TrainingDiverged: the loss became infinite or no number.
         TrainingStopped: ``stop`` was set.
     """
-    if not blocks:
-        raise ValueError("nothing to train on")
     set_seed(plan.seed)
     if plan.threads:
         torch.set_num_threads(plan.threads)
     _keep_large_buffers()
-    batch = min(plan.batch_size, len(blocks))
     budget = Budget(plan, clock)
-    follower = _Follower(budget, batch * len(blocks[0].tokens), progress, stop)
+    follower = _Follower(budget, task.tokens_per_step, progress, stop)
     optimizer = build_optimizer(
         model,
         rate=plan.learning_rate,
@@ -154,14 +181,17 @@ def train(
         tempfile.TemporaryDirectory(prefix="feedloom-training-") as scratch,
         caching_restored(model),
     ):
-        trainer = Trainer(
+        trainer = task.trainer(
             model=model,
             args=TrainingArguments(
                 output_dir=scratch,
                 max_steps=plan.steps or UNBOUNDED_STEPS,
-                per_device_train_batch_size=batch,
+                per_device_train_batch_size=task.batch_size,
                 use_cpu=not torch.cuda.is_available(),
-                bf16=True,
+                max_grad_norm=plan.max_grad_norm,
+                bf16=plan.bf16,
+                fp16=plan.fp16,
+                remove_unused_columns=False,
                 torch_compile=plan.compile,
                 logging_strategy="steps",
                 logging_steps=LOG_EVERY,
@@ -172,9 +202,11 @@ def train(
                 seed=plan.seed,
                 dataloader_pin_memory=False,
             ),
-            train_dataset=Rows(blocks),
+            train_dataset=task.dataset,
+            data_collator=task.collate,
             callbacks=[follower],
             optimizers=(optimizer, LambdaLR(optimizer, lambda _: budget.factor())),
+            **task.options,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -10,9 +10,14 @@ from pathlib import Path
 
 import click
 
-TRAINING = {"epochs": "4", "replay_fraction": "0.9", "learning_rate": "0.001"}
+TRAINING = {
+    "num_train_epochs": "4",
+    "replay_fraction": "0.9",
+    "learning_rate": "0.001",
+    "lora_rank": "0",
+}
 """Unless they are set: a small model that was trained for minutes has much to learn from replayed
-text, and nothing to lose at a rate that would spoil a better one."""
+text, by all its weights, and nothing to lose at a rate that would spoil a better one."""
 
 
 @click.command()
@@ -63,7 +68,7 @@ def demo(
         "FEEDLOOM_TRAINER__ROLLOUT_DELAY_S": "2",
     }
     for name, value in TRAINING.items():
-        if name not in settings.trainer.model_fields_set:
+        if name not in settings.trainer.config:
             environment[f"FEEDLOOM_TRAINER__{name.upper()}"] = value
     platform_settings = settings.model_copy(update={"home": state})
     telemetry = configure_telemetry("feedloom-demo", TelemetrySettings(span_directory=spans))

@@ -48,7 +48,7 @@ def settings(kafka_settings: KafkaSettings, tmp_path: Path) -> Settings:
         home=tmp_path / "home",
         kafka=kafka_settings,
         worker=WorkerSettings(worker_id="w1", kv_cache_gb=0.25, max_num_seqs=32),
-        trainer=TrainerSettings(min_examples=REQUESTS, epochs=1, block_size=64, batch_size=8),
+        trainer=TrainerSettings(block_size=64),
         bootstrap=BootstrapSettings(
             seconds=8, hidden_size=64, layers=2, heads=2, corpus_mb=1.0, compile=False, context=256
         ),
@@ -63,10 +63,10 @@ def environment(settings: Settings) -> dict[str, str]:
         "FEEDLOOM_WORKER__WORKER_ID": "w1",
         "FEEDLOOM_WORKER__KV_CACHE_GB": "0.25",
         "FEEDLOOM_TRAINER__MIN_EXAMPLES": str(REQUESTS),
-        "FEEDLOOM_TRAINER__EPOCHS": "1",
+        "FEEDLOOM_TRAINER__NUM_TRAIN_EPOCHS": "1",
         "FEEDLOOM_TRAINER__BLOCK_SIZE": "64",
-        "FEEDLOOM_TRAINER__BATCH_SIZE": "8",
-        "FEEDLOOM_TRAINER__MAX_LOSS_INCREASE": "5",
+        "FEEDLOOM_TRAINER__PER_DEVICE_TRAIN_BATCH_SIZE": "8",
+        "FEEDLOOM_TRAINER__MAX_FORGETTING": "5",
         "FEEDLOOM_TRAINER__ROLLOUT_DELAY_S": "2",
         "FEEDLOOM_BOOTSTRAP__SECONDS": "8",
         "FEEDLOOM_BOOTSTRAP__HIDDEN_SIZE": "64",
@@ -166,8 +166,8 @@ def test_the_demo_reports_every_key_on_a_small_setting(tmp_path: Path) -> None:
         "FEEDLOOM_BOOTSTRAP__CORPUS_MB": "3",
         "FEEDLOOM_DEMO__PROMPTS": "20",
         "FEEDLOOM_DEMO__HELDOUT_PROMPTS": "8",
-        "FEEDLOOM_TRAINER__EPOCHS": "1",
-        "FEEDLOOM_TRAINER__MAX_LOSS_INCREASE": "5",
+        "FEEDLOOM_TRAINER__NUM_TRAIN_EPOCHS": "1",
+        "FEEDLOOM_TRAINER__MAX_FORGETTING": "5",
         "FEEDLOOM_WORKER__KV_CACHE_GB": "0.25",
     }
     finished = subprocess.run(

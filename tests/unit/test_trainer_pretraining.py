@@ -118,7 +118,7 @@ def test_evaluation_keeps_apart_what_shares_a_row_of_a_model_as_it_is_loaded() -
 
     class Letters:
         @staticmethod
-        def decode(tokens: list[int]) -> str:
+        def decode(tokens: list[int], *, skip_special_tokens: bool) -> str:
             return "a" * len(tokens)
 
     blocks = blocks_of(10, 15, 30, 9)

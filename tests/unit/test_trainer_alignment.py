@@ -1,0 +1,296 @@
+"""Losses against their definitions, the mix of a step, adapters, and a small model that learns."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from infra.contracts.errors import ConfigurationError
+from trainer.adapters import merged, with_adapter
+from trainer.alignment import (
+    Answer,
+    Material,
+    Pair,
+    Weights,
+    answer_logps,
+    answer_of,
+    balance,
+    dpo_loss,
+    kto_loss,
+    rated_of,
+    task,
+    with_references,
+)
+from trainer.curation import Completion
+from trainer.judging import safety_list, similarity, violations
+from trainer.packing import Block, completion, document, fill, fit
+from trainer.training import TrainingPlan, train
+
+PADDING, END = 1, 0
+SIZE = 16
+IDS = st.lists(st.integers(2, 39), max_size=30)
+
+
+def small_model(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            pad_token_id=PADDING,
+            bos_token_id=END,
+            eos_token_id=END,
+        )
+    )
+
+
+def blocks_of(*texts: list[int]) -> list[Block]:
+    return fit([completion(text[:1], text[1:]) for text in texts], SIZE, padding=PADDING)
+
+
+PAIRS = [
+    Pair(
+        preferred=answer_of([2, 3, n], [10, 11, 12], SIZE, end=END),
+        rejected=answer_of([2, 3, n], [20, 21], SIZE, end=END),
+    )
+    for n in range(4, 12)
+]
+
+
+@given(IDS, IDS, st.integers(2, 20))
+def test_an_answer_keeps_its_beginning_and_the_prompt_its_end(
+    prompt: list[int], answer: list[int], size: int
+) -> None:
+    found = answer_of(prompt, answer, size, end=END)
+    assert 1 <= found.prompt <= len(found.tokens) <= size
+    kept = list(found.tokens[found.prompt :])
+    before = list(found.tokens[: found.prompt])
+    assert kept == answer[: size - 1]
+    assert before == (prompt or [END])[-len(before) :]
+    if len(prompt) + len(answer) <= size and prompt:
+        assert list(found.tokens) == prompt + answer
+
+
+def test_log_probabilities_are_those_of_the_answer_alone() -> None:
+    model = small_model().eval()
+    answers = [
+        Answer(tokens=(2, 3, 4, 5, 6), prompt=2),
+        Answer(tokens=(7, 8), prompt=1),
+        Answer(tokens=(7,), prompt=1),
+    ]
+    found = answer_logps(model, answers, padding=PADDING, batch_size=2)
+    for answer, logp in zip(answers, found, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([answer.tokens])).logits[0].log_softmax(-1)
+        expected = sum(
+            float(logits[at - 1, answer.tokens[at]])
+            for at in range(answer.prompt, len(answer.tokens))
+        )
+        assert logp == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_loss_of_pairs_is_that_of_its_paper() -> None:
+    preferred, rejected = torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -1.0])
+    margin = torch.tensor([0.5, -0.5])
+    expected = -sum(
+        math.log(1 / (1 + math.exp(-0.2 * (p - r - m))))
+        for p, r, m in ((-1.0, -3.0, 0.5), (-2.0, -1.0, -0.5))
+    )
+    assert float(dpo_loss(preferred, rejected, margin, 0.2)) == pytest.approx(expected / 2)
+    # A model like its parent prefers nothing.
+    assert float(dpo_loss(preferred, rejected, preferred - rejected, 0.2)) == pytest.approx(
+        math.log(2)
+    )
+
+
+def test_the_loss_of_ratings_is_that_of_its_paper() -> None:
+    ratio = torch.tensor([1.0, -2.0, 0.5])
+    desirable = torch.tensor([True, False, False])
+    weights = torch.tensor([2.0, 1.0, 1.0])
+    mismatched = torch.tensor([0.6, 0.0, 0.0])
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    expected = (
+        2 * (1 - sigmoid(0.1 * (1.0 - 0.2)))
+        + (1 - sigmoid(0.1 * (0.2 + 2.0)))
+        + (1 - sigmoid(0.1 * (0.2 - 0.5)))
+    ) / 3
+    found = kto_loss(ratio, mismatched, desirable, weights, 0.1)
+    assert float(found) == pytest.approx(expected)
+    # A model that is nearer to nothing than its parent has not left it.
+    below = kto_loss(ratio, torch.tensor([-3.0, 0.0, 0.0]), desirable, weights, 0.1)
+    none = kto_loss(ratio, torch.zeros(3), desirable, weights, 0.1)
+    assert float(below) == float(none)
+
+
+def test_the_rarer_kind_of_rating_weighs_more() -> None:
+    rated = rated_of([([2], [3], True), *[([2], [4], False)] * 3], SIZE, end=END)
+    assert balance(rated) == (3.0, 1.0)
+    assert balance(rated[1:]) == (1.0, 1.0)
+    assert rated[0].mismatched.tokens == (2, 4)
+    assert rated[-1].mismatched.tokens == (2, 3)
+
+
+@given(counts=st.tuples(*[st.integers(0, 13)] * 4).filter(any), batch_size=st.integers(1, 5))
+def test_every_block_pair_and_rating_is_in_one_step(
+    counts: tuple[int, int, int, int], batch_size: int
+) -> None:
+    feedback, replay, pairs, ratings = counts
+    material = Material(
+        feedback=blocks_of(*[[2, 3, 4]] * 1)[:1] * feedback,
+        replay=list(fill(iter([document([5] * SIZE)]), SIZE)) * replay,
+        pairs=(PAIRS * 2)[:pairs],
+        rated=rated_of([([2], [3, n], bool(n % 2)) for n in range(2, 2 + ratings)], SIZE, end=END),
+    )
+    work = task(material, Weights(ptx=0.5), batch_size=batch_size, padding=PADDING, seed=3)
+    steps = [work.dataset[index] for index in range(work.steps)]
+    assert len(work.dataset) == work.steps
+
+    def total(name: str, key: str) -> int:
+        return sum(len(step[name][key]) for step in steps if name in step)
+
+    assert total("packed", "input_ids") == feedback + replay
+    assert total("pairs", "input_ids") == 2 * pairs
+    assert total("rated", "input_ids") == total("mismatched", "input_ids") == ratings
+    for step in steps:
+        assert step
+        for name, most in (("packed", batch_size), ("pairs", 2 * batch_size)):
+            assert name not in step or len(step[name]["input_ids"]) <= most
+
+
+def test_nothing_is_no_task() -> None:
+    with pytest.raises(ValueError, match="nothing to train on"):
+        task(Material(), Weights(), batch_size=4, padding=PADDING, seed=1)
+
+
+def plan(**changes: Any) -> TrainingPlan:
+    fields: dict[str, Any] = {
+        "learning_rate": 5e-3,
+        "seconds": 120.0,
+        "seed": 1,
+        "steps": 40,
+        "warmup": 2,
+        "bf16": False,
+    }
+    return TrainingPlan(**(fields | changes))
+
+
+def test_the_loss_of_a_step_is_the_weighted_mean_over_its_tokens() -> None:
+    model = small_model()
+    (spoken,), (replayed,) = blocks_of([2, 3, 4, 5]), list(fill([document([6] * SIZE)], SIZE))
+    material = Material(feedback=[spoken], replay=[replayed])
+
+    def loss_of(ptx: float) -> float:
+        work = task(material, Weights(ptx=ptx), batch_size=2, padding=PADDING, seed=1)
+        losses: list[float] = []
+        train(
+            small_model(),
+            work,
+            plan(steps=1, learning_rate=1e-9),
+            progress=lambda now: losses.append(now.loss),
+        )
+        return losses[0]
+
+    def nats(block: Block) -> tuple[float, int]:
+        with torch.inference_mode():
+            found = model(
+                input_ids=torch.tensor([block.tokens]),
+                labels=torch.tensor([block.labels]),
+                position_ids=torch.tensor([block.positions]),
+                use_cache=False,
+            )
+        return float(found.loss) * block.counted, block.counted
+
+    (mine, few), (other, many) = nats(spoken), nats(replayed)
+    for ptx in (0.0, 0.5, 1.0):
+        expected = (mine + ptx * other) / (few + ptx * many)
+        assert loss_of(ptx) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_model_learns_to_prefer_what_people_preferred(rank: int) -> None:
+    model = small_model()
+    material = with_references(model, Material(pairs=PAIRS), padding=PADDING)
+    parent = small_model()
+    learner = with_adapter(model, rank)
+    train(learner, task(material, Weights(), batch_size=8, padding=PADDING, seed=1), plan())
+    child = merged(learner)
+    assert type(child) is LlamaForCausalLM
+    assert set(child.state_dict()) == set(parent.state_dict())
+
+    def margin(net: Any) -> float:
+        better = answer_logps(net, [pair.preferred for pair in PAIRS], padding=PADDING)
+        worse = answer_logps(net, [pair.rejected for pair in PAIRS], padding=PADDING)
+        return sum(better) - sum(worse)
+
+    assert margin(child) > margin(parent) + 10
+
+
+def test_a_model_learns_from_thumbs_alone() -> None:
+    model = small_model()
+    items = [([2, n], [10, 11], True) for n in range(3, 11)]
+    items += [([2, n], [20, 21], False) for n in range(3, 11)]
+    material = with_references(
+        model, Material(rated=rated_of(items, SIZE, end=END)), padding=PADDING
+    )
+    before = [item.answer.reference for item in material.rated]
+    train(model, task(material, Weights(), batch_size=16, padding=PADDING, seed=1), plan())
+    after = answer_logps(model, [item.answer for item in material.rated], padding=PADDING)
+    gain = [new - old for new, old in zip(after, before, strict=True)]
+    assert min(gain[:8]) > max(gain[8:])
+
+
+def test_an_adapter_moves_no_embedding_and_no_head() -> None:
+    model = small_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    learner = with_adapter(model, 2)
+    work = task(
+        Material(feedback=blocks_of([2, 3, 4, 5, 6])),
+        Weights(),
+        batch_size=1,
+        padding=PADDING,
+        seed=1,
+    )
+    train(learner, work, plan(steps=5), stop=threading.Event())
+    after = merged(learner).state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved
+    assert all("_proj" in name for name in moved)
+
+
+def test_the_safety_list_is_whole_and_says_what_is_wrong(tmp_path: Path) -> None:
+    prompts = safety_list()
+    assert len(prompts) >= 20
+    assert violations(prompts[:2], ["123-45-6789", "nothing of the kind"]) == 1
+    for prompt in prompts:
+        assert violations([prompt], ["I will not help with that."]) == 0
+    bad = tmp_path / "list.jsonl"
+    bad.write_text('\n{"category": "c", "prompt": "p", "banned": ["("]}\n')
+    with pytest.raises(ConfigurationError, match="line 2"):
+        safety_list(bad)
+    bad.write_text('{"prompt": "p"}\n')
+    with pytest.raises(ConfigurationError, match=r"line 1.*category"):
+        safety_list(bad)
+
+
+def test_an_answer_nearer_to_what_it_should_have_been_scores_higher() -> None:
+    reference = Completion(request_id="r", prompt="p", target="the module reads and writes files")
+    near, far = similarity(
+        ["the module reads files", "bananas are yellow fruit"], [reference, reference]
+    )
+    assert near > 2 * far

@@ -1,0 +1,142 @@
+"""The loop on a bus in memory, with a tiny model that really learns."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from infra.contracts import catalogue, codec
+from infra.contracts.errors import FatalError
+from infra.contracts.events import ModelVersionPublished, RolloutChanged
+from infra.registry.config import ConfigWatcher, publish_config
+from infra.registry.store import ArtifactStore
+from infra.settings import Settings
+from infra.testing import InMemoryBus
+from tests.learning import feedback, prepare, register, send, settings_at
+from trainer.service import LEARNT_FROM, TrainerService
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With text and a model, for every test."""
+    path = tmp_path_factory.mktemp("home")
+    prepare(settings_at(path))
+    return path
+
+
+@pytest.fixture
+def bus(home: Path) -> InMemoryBus:
+    found = InMemoryBus()
+    register(settings_at(home), found, home / "first", model="default")
+    return found
+
+
+def one_round(settings: Settings, bus: InMemoryBus) -> None:
+    TrainerService(settings, bus, stop=threading.Event()).run(once=True)
+
+
+def versions(bus: InMemoryBus) -> list[ModelVersionPublished]:
+    records = bus.records(catalogue.REGISTRY.name)
+    return [codec.decode(record.value or b"", ModelVersionPublished) for record in records]
+
+
+def stable(bus: InMemoryBus) -> str:
+    records = bus.records(catalogue.ROLLOUTS.name)
+    return codec.decode(records[-1].value or b"", RolloutChanged).stable
+
+
+def test_feedback_becomes_a_measured_version_that_says_where_it_came_from(
+    home: Path, bus: InMemoryBus
+) -> None:
+    settings = settings_at(home, heldout_fraction=0.3)
+    send(bus, feedback(40, model="default"))
+    one_round(settings, bus)
+    _, second = versions(bus)
+    assert stable(bus) == second.version == "2"
+    lineage = second.lineage
+    assert (lineage.parent, lineage.objective) == ("1", "sft+dpo")
+    assert sum(span.end - span.start for span in lineage.feedback) == 40
+    assert 15 <= lineage.feedback_examples <= 35
+    assert len(lineage.replay_sha256) == len(lineage.replay_shards) >= 1
+    assert second.gate is not None
+    assert {check.name for check in second.gate.checks} == {
+        "forgetting",
+        "preference_accuracy",
+        "win_rate",
+        "safety",
+    }
+    for name in ("heldout_loss", "heldout_bits_per_byte", "heldout_perplexity"):
+        assert second.metrics[f"{name}_before"] > 0
+        assert second.metrics[f"{name}_after"] > 0
+    for name in ("win_rate", "preference_accuracy"):
+        assert 0 <= second.metrics[name] <= 1
+    assert second.metrics["bits_per_byte_after/Github"] > 0
+    folder = Path(ArtifactStore(settings.artifacts).resolve(second))
+    learnt = json.loads((folder / LEARNT_FROM).read_text())
+    assert len(learnt) == lineage.feedback_examples
+    # What measures is not trained on.
+    assert 40 - len(learnt) >= 5
+
+
+def test_a_version_that_forgets_is_published_as_rejected_and_not_rolled_out(
+    home: Path, bus: InMemoryBus
+) -> None:
+    settings = settings_at(
+        home, max_forgetting=0.0, replay_fraction=0.0, learning_rate=0.05, num_train_epochs=20
+    )
+    send(bus, feedback(12, model="default", edit="ZZZZ XXXX QQQQ WWWW " * 3))
+    one_round(settings, bus)
+    _, second = versions(bus)
+    assert second.rejected
+    assert stable(bus) == "1"
+    assert second.gate is not None
+    (check,) = [check for check in second.gate.checks if check.name == "forgetting"]
+    assert not check.passed
+    assert "bits per byte" in check.reason
+
+    # Its feedback comes again, with what is new, in the next one.
+    send(bus, feedback(4, model="default", start=12))
+    one_round(settings_at(home), bus)
+    third = versions(bus)[-1]
+    assert not third.rejected
+    assert stable(bus) == third.version == "3"
+    assert third.lineage.parent == "1"
+    assert sum(span.end - span.start for span in third.lineage.feedback) == 16
+
+
+def test_dynamic_settings_are_those_of_the_next_round(home: Path, bus: InMemoryBus) -> None:
+    watcher, publisher = ConfigWatcher(bus), bus.publisher()
+    for key, value in (("trainer.lora_rank", "4"), ("trainer.dpo_weight", "0")):
+        publish_config(publisher, watcher, key, value, now_ms=1)
+    send(bus, feedback(12, model="default"))
+    one_round(settings_at(home), bus)
+    second = versions(bus)[-1]
+    assert second.lineage.adapter_rank == 4
+    assert second.lineage.objective == "sft"
+
+
+def test_feedback_that_teaches_nothing_is_passed_over(home: Path, bus: InMemoryBus) -> None:
+    settings = settings_at(home, sft=False, dpo_weight=0.0, kto_weight=0.0)
+    send(bus, feedback(8, model="default"))
+    one_round(settings, bus)
+    assert len(versions(bus)) == 1
+
+
+def test_a_round_by_hand_takes_what_there_is(home: Path, bus: InMemoryBus) -> None:
+    settings = settings_at(home, min_examples=1000)
+    send(bus, feedback(9, model="default"))
+    TrainerService(settings, bus, stop=threading.Event()).run(once=True, now=True)
+    assert stable(bus) == "2"
+    # There is nothing new, and nothing to wait for.
+    TrainerService(settings, bus, stop=threading.Event()).run(once=True, now=True)
+    assert len(versions(bus)) == 2
+
+
+def test_without_a_stable_version_it_says_what_to_do(home: Path) -> None:
+    bus = InMemoryBus()
+    send(bus, feedback(8, model="default"))
+    with pytest.raises(FatalError, match="models bootstrap"):
+        one_round(settings_at(home), bus)

@@ -1,0 +1,374 @@
+"""What feedback teaches with: completions (SFT), pairs (DPO), ratings (KTO), and replayed text.
+
+One run may use all of them. Each step holds a share of each, and its loss is
+
+    language modelling + dpo * DPO + kto * KTO
+
+where language modelling is the mean over the tokens of completions, which weigh 1, and of replayed
+text, which weigh ``ptx`` each (the pre-training term of Ouyang et al. 2022). DPO is that of
+Rafailov et al. 2023, KTO that of Ethayarajh et al. 2024.
+
+Knows token ids, not text; nothing of where they come from.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import Trainer
+
+from trainer.packing import IGNORED, Block
+from trainer.training import Task
+
+Objective = Literal["sft", "dpo", "kto"]
+Batch = dict[str, torch.Tensor]
+T = TypeVar("T")
+
+MAX_BALANCE = 8.0
+"""By how much the rarer kind of rating may be made to weigh more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Of the parts of the loss. ``beta``: how dearly the model pays for leaving its parent."""
+
+    ptx: float = 1.0
+    dpo: float = 1.0
+    kto: float = 1.0
+    beta: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A prompt and an answer. ``reference``: the parent's log-probability of the answer, nats."""
+
+    tokens: tuple[int, ...]
+    prompt: int
+    """Tokens of the prompt, at least one, for it is what the answer's first is predicted from."""
+    reference: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two answers to one prompt."""
+
+    preferred: Answer
+    rejected: Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rated:
+    """An answer and what people thought of it; ``mismatched`` is an answer to something else."""
+
+    answer: Answer
+    mismatched: Answer
+    desirable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """All that a run trains on; each block, pair and rating is seen once."""
+
+    feedback: Sequence[Block] = ()
+    replay: Sequence[Block] = ()
+    pairs: Sequence[Pair] = ()
+    rated: Sequence[Rated] = ()
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Those that there is feedback for."""
+        kinds: tuple[tuple[Objective, Sequence[Any]], ...] = (
+            ("sft", self.feedback),
+            ("dpo", self.pairs),
+            ("kto", self.rated),
+        )
+        return tuple(name for name, items in kinds if items)
+
+
+def answer_of(prompt: Sequence[int], answer: Sequence[int], size: int, *, end: int) -> Answer:
+    """At most ``size`` tokens: an answer loses its end, then the prompt its beginning.
+
+    An empty prompt becomes one ``end`` token, after which documents begin.
+    """
+    kept = tuple(answer[: size - 1])
+    before = (tuple(prompt) or (end,))[-(size - len(kept)) :]
+    return Answer(tokens=(*before, *kept), prompt=len(before))
+
+
+def rated_of(
+    items: Sequence[tuple[Sequence[int], Sequence[int], bool]], size: int, *, end: int
+) -> list[Rated]:
+    """Of prompt, answer and whether it was good; each is mismatched with the next one's answer."""
+    return [
+        Rated(
+            answer=answer_of(prompt, answer, size, end=end),
+            mismatched=answer_of(prompt, items[(index + 1) % len(items)][1], size, end=end),
+            desirable=desirable,
+        )
+        for index, (prompt, answer, desirable) in enumerate(items)
+    ]
+
+
+def with_references(
+    model: Any, material: Material, *, padding: int, batch_size: int = 16
+) -> Material:
+    """The material with what ``model``, the parent, thinks of each answer."""
+
+    def scored(answers: Sequence[Answer]) -> Iterator[Answer]:
+        found = answer_logps(model, answers, padding=padding, batch_size=batch_size)
+        return (
+            replace(answer, reference=logp) for answer, logp in zip(answers, found, strict=True)
+        )
+
+    return replace(
+        material,
+        pairs=[
+            replace(pair, preferred=preferred, rejected=rejected)
+            for pair, preferred, rejected in zip(
+                material.pairs,
+                scored([pair.preferred for pair in material.pairs]),
+                scored([pair.rejected for pair in material.pairs]),
+                strict=True,
+            )
+        ],
+        rated=[
+            replace(item, answer=answer, mismatched=mismatched)
+            for item, answer, mismatched in zip(
+                material.rated,
+                scored([item.answer for item in material.rated]),
+                scored([item.mismatched for item in material.rated]),
+                strict=True,
+            )
+        ],
+    )
+
+
+def answer_logps(
+    model: Any, answers: Sequence[Answer], *, padding: int, batch_size: int = 16
+) -> list[float]:
+    """Log-probability of each answer given its prompt, summed over its tokens, nats."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    found: list[float] = []
+    with torch.inference_mode():
+        for start in range(0, len(answers), batch_size):
+            rows = _rows(answers[start : start + batch_size], padding)
+            found += _logps(model, {key: value.to(device) for key, value in rows.items()}).tolist()
+    model.train(training)
+    return found
+
+
+def dpo_loss(
+    preferred: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """Mean over pairs. Log-probabilities of the answers, [pairs] each.
+
+    ``margin``: the parent's of the preferred answer less its of the rejected.
+    """
+    return -logsigmoid(beta * (preferred - rejected - margin)).mean()
+
+
+def kto_loss(
+    ratio: torch.Tensor,
+    mismatched_ratio: torch.Tensor,
+    desirable: torch.Tensor,
+    weights: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """Mean over ratings. Log-probabilities less the parent's, [ratings] each.
+
+    How far the model has left its parent in general is told by the answers to something else.
+    """
+    distance = mismatched_ratio.mean().clamp(min=0).detach()
+    sign = torch.where(desirable, 1.0, -1.0)
+    return (weights * (1 - torch.sigmoid(beta * sign * (ratio - distance)))).mean()
+
+
+def balance(rated: Sequence[Rated]) -> tuple[float, float]:
+    """Weights of desirable and undesirable ratings that make both kinds weigh the same in all."""
+    good = sum(item.desirable for item in rated)
+    bad = len(rated) - good
+    if not good or not bad:
+        return 1.0, 1.0
+    return (
+        min(MAX_BALANCE, max(1.0, bad / good)),
+        min(MAX_BALANCE, max(1.0, good / bad)),
+    )
+
+
+def task(material: Material, weights: Weights, *, batch_size: int, padding: int, seed: int) -> Task:
+    """The run: every step has up to ``batch_size`` blocks, as many pairs and as many ratings.
+
+    Raises ValueError when there is nothing to train on.
+    """
+    steps = _Steps(material, weights, batch_size=batch_size, padding=padding, seed=seed)
+    return Task(
+        dataset=steps,
+        batch_size=1,
+        tokens_per_step=steps.tokens // len(steps),
+        steps=len(steps),
+        collate=_only,
+        trainer=_AlignmentTrainer,
+        options={"weights": weights},
+    )
+
+
+class _Steps(Dataset[dict[str, Batch]]):
+    """What each step trains on. Pairs and ratings are spread evenly over the blocks' steps."""
+
+    def __init__(
+        self, material: Material, weights: Weights, *, batch_size: int, padding: int, seed: int
+    ) -> None:
+        order = random.Random(seed)
+        blocks = [(block, 1.0) for block in material.feedback]
+        blocks += [(block, weights.ptx) for block in material.replay]
+        pairs, rated = list(material.pairs), list(material.rated)
+        for items in (blocks, pairs, rated):
+            order.shuffle(items)
+        count = max(-(-len(items) // batch_size) for items in (blocks, pairs, rated))
+        if not count:
+            raise ValueError("nothing to train on")
+        self._blocks = _spread(blocks, count)
+        self._pairs = _spread(pairs, count)
+        self._rated = _spread(rated, count)
+        self._balance = balance(rated)
+        self._padding = padding
+        self.tokens = sum(len(block.tokens) for block, _ in blocks) + sum(
+            len(answer.tokens)
+            for answer in (
+                *(one for pair in pairs for one in (pair.preferred, pair.rejected)),
+                *(item.answer for item in rated),
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Batch]:
+        found: dict[str, Batch] = {}
+        if blocks := self._blocks[index]:
+            labels = torch.tensor([block.labels for block, _ in blocks])
+            weight = torch.tensor([weight for _, weight in blocks])
+            found["packed"] = {
+                "input_ids": torch.tensor([block.tokens for block, _ in blocks]),
+                "labels": labels,
+                "position_ids": torch.tensor([block.positions for block, _ in blocks]),
+                "weights": (labels != IGNORED) * weight[:, None],
+            }
+        if pairs := self._pairs[index]:
+            answers = [*(pair.preferred for pair in pairs), *(pair.rejected for pair in pairs)]
+            found["pairs"] = _rows(answers, self._padding)
+        if rated := self._rated[index]:
+            answers = [*(item.answer for item in rated)]
+            good, bad = self._balance
+            found["rated"] = _rows(answers, self._padding) | {
+                "desirable": torch.tensor([item.desirable for item in rated]),
+                "weights": torch.tensor([good if item.desirable else bad for item in rated]),
+            }
+            found["mismatched"] = _rows([item.mismatched for item in rated], self._padding)
+        return found
+
+
+class _AlignmentTrainer(Trainer):  # type: ignore[misc]
+    """The loss of this module."""
+
+    def __init__(self, *, weights: Weights, **options: Any) -> None:
+        super().__init__(**options)
+        self._weights = weights
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Batch],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        weights = self._weights
+        parts = []
+        if "packed" in inputs:
+            parts.append(_language_loss(model, inputs["packed"]))
+        if "pairs" in inputs:
+            pairs = inputs["pairs"]
+            preferred, rejected = _logps(model, pairs).chunk(2)
+            margin = torch.sub(*pairs["reference"].chunk(2))
+            parts.append(weights.dpo * dpo_loss(preferred, rejected, margin, weights.beta))
+        if "rated" in inputs:
+            rated, other = inputs["rated"], inputs["mismatched"]
+            with torch.no_grad():
+                mismatched = _logps(model, other) - other["reference"]
+            parts.append(
+                weights.kto
+                * kto_loss(
+                    _logps(model, rated) - rated["reference"],
+                    mismatched,
+                    rated["desirable"],
+                    rated["weights"],
+                    weights.beta,
+                )
+            )
+        return torch.stack(parts).sum()
+
+
+def _language_loss(model: Any, packed: Batch) -> torch.Tensor:
+    logits = model(
+        input_ids=packed["input_ids"], position_ids=packed["position_ids"], use_cache=False
+    ).logits
+    losses = cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        packed["labels"][:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    weights = packed["weights"][:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum().clamp(min=1e-9)
+
+
+def _rows(answers: Sequence[Answer], padding: int) -> Batch:
+    """[answers, longest]: tokens, and labels that count the answers' own."""
+    tokens = [torch.tensor(answer.tokens) for answer in answers]
+    labels = [
+        torch.tensor([*([IGNORED] * answer.prompt), *answer.tokens[answer.prompt :]])
+        for answer in answers
+    ]
+    return {
+        "input_ids": pad_sequence(tokens, True, padding),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in tokens], True, 0),
+        "labels": pad_sequence(labels, True, IGNORED),
+        "reference": torch.tensor([answer.reference for answer in answers]),
+    }
+
+
+def _logps(model: Any, rows: Batch) -> torch.Tensor:
+    """Log-probability of each row's counted tokens: [rows]."""
+    logits = model(
+        input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False
+    ).logits
+    following = rows["labels"][:, 1:]
+    losses = cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        following.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    return -losses.view(following.shape).sum(1)
+
+
+def _spread(items: Sequence[T], parts: int) -> list[Sequence[T]]:
+    """In ``parts`` slices whose lengths differ by one at most."""
+    return [
+        items[len(items) * part // parts : len(items) * (part + 1) // parts]
+        for part in range(parts)
+    ]
+
+
+def _only(items: Sequence[T]) -> T:
+    (item,) = items
+    return item

@@ -1,0 +1,353 @@
+"""One round of learning: feedback and replay in, a measured version with its gate's verdict out.
+
+Knows neither topics nor the registry: the service gives it the parent's folder and takes what came
+of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from infra.contracts.config_keys import TrainerConfig
+from infra.contracts.events import FeedbackExample, GateDecision
+from infra.settings import TrainerSettings
+from trainer.adapters import merged, with_adapter
+from trainer.alignment import Material, Weights, answer_of, rated_of, task, with_references
+from trainer.alignment import Pair as PairItem
+from trainer.curation import Completion, Curated, CurationRules, Preference, curate
+from trainer.evaluation import Evaluation, evaluate, held_out_blocks, joined
+from trainer.gate import Measured, Thresholds, decide, wins
+from trainer.judging import (
+    SafetyPrompt,
+    generate,
+    margins,
+    safety_list,
+    similarity,
+    violations,
+)
+from trainer.model import load_model
+from trainer.packing import Block, completion, document, fill, fit
+from trainer.pile import PileRow
+from trainer.preparation.steps import scrubbed
+from trainer.tokenizer import encode_all, load_tokenizer, padding_of
+from trainer.training import Progress, TrainingPlan, TrainingStopped, train
+
+log = logging.getLogger(__name__)
+
+HELDOUT_BLOCKS = 96
+REPLAY_DOCUMENTS = 4000
+MAXIMUM_SECONDS = 75.0
+MEASURED_PROMPTS = 128
+MINIMUM_PAIRS = 8
+"""Fewer pairs, or fewer ratings of either kind, are too few to learn a direction from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a round has to work with. ``replay`` and ``heldout`` are Pile rows."""
+
+    parent: Path
+    feedback: Sequence[FeedbackExample]
+    measuring: Sequence[FeedbackExample]
+    replay: Sequence[PileRow]
+    heldout: Sequence[PileRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A version before it is published."""
+
+    model: Any
+    tokenizer: Any
+    objective: str
+    steps: int
+    metrics: dict[str, float]
+    gate: GateDecision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One model's marks. ``sets``: held-out text by ``pile_set_name``."""
+
+    sets: dict[str, Evaluation]
+    margins: Any
+    answers: list[str]
+    violations: int
+
+    @property
+    def text(self) -> Evaluation:
+        """All sets together."""
+        return joined(self.sets.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """What parent and child are both asked."""
+
+    tokenizer: Any
+    size: int
+    seed: int
+    blocks: dict[str, list[Block]]
+    preferences: tuple[Preference, ...]
+    references: tuple[Completion, ...]
+    safety: list[SafetyPrompt]
+
+    def take(self, model: Any) -> Measurement:
+        """A model's marks."""
+        answers = generate(
+            model,
+            self.tokenizer,
+            [*(one.prompt for one in self.references), *(one.prompt for one in self.safety)],
+            size=self.size,
+            seed=self.seed,
+        )
+        count = len(self.references)
+        return Measurement(
+            sets={
+                name: evaluate(model, self.tokenizer, blocks)
+                for name, blocks in self.blocks.items()
+            },
+            margins=margins(model, self.tokenizer, self.preferences, size=self.size),
+            answers=answers[:count],
+            violations=violations(self.safety, answers[count:]),
+        )
+
+
+def curated_feedback(
+    inputs: Inputs, config: TrainerConfig, settings: TrainerSettings, *, now_ms: int
+) -> Curated:
+    """What of the feedback is worth training on."""
+    rules = CurationRules(
+        max_share=config.max_principal_share,
+        max_age_s=settings.max_feedback_age_s,
+        scrub=scrubbed,
+    )
+    return curate(
+        inputs.feedback,
+        rules,
+        now_ms=now_ms,
+        heldout=frozenset(row.text for row in inputs.heldout),
+    )
+
+
+def run_round(
+    inputs: Inputs,
+    curated: Curated,
+    config: TrainerConfig,
+    settings: TrainerSettings,
+    *,
+    progress: Callable[[Progress], None],
+    stop: threading.Event,
+) -> Trained | None:
+    """Train a child of the parent and measure both. ``None``: there was nothing to train on.
+
+    Raises TrainingStopped, TrainingDiverged, and ConfigurationError for a wrong safety list.
+    """
+    import torch
+
+    torch.manual_seed(settings.seed)
+    model, tokenizer = load_model(inputs.parent), load_tokenizer(inputs.parent)
+    size = min(settings.block_size, model.config.max_position_embeddings)
+    material = _material(tokenizer, curated, inputs, config, size=size, seed=settings.seed)
+    if not material.objectives:
+        return None
+    exam = _exam(tokenizer, inputs, settings, size=size)
+    before = exam.take(model)
+    material = with_references(model, material, padding=padding_of(tokenizer))
+    work = task(
+        material,
+        Weights(
+            ptx=config.ptx_weight,
+            dpo=config.dpo_weight,
+            kto=config.kto_weight,
+            beta=config.beta,
+        ),
+        batch_size=config.per_device_train_batch_size,
+        padding=padding_of(tokenizer),
+        seed=settings.seed,
+    )
+    learner = with_adapter(model, config.lora_rank)
+    log.info("fine-tuning by %s: %d steps", "+".join(material.objectives), work.steps)
+    outcome = train(
+        learner,
+        work,
+        TrainingPlan(
+            learning_rate=config.learning_rate,
+            seconds=MAXIMUM_SECONDS,
+            seed=settings.seed,
+            steps=work.steps,
+            warmup=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.bf16,
+            fp16=config.fp16,
+            threads=settings.threads,
+        ),
+        progress=progress,
+        stop=stop,
+    )
+    model = merged(learner)
+    after = exam.take(model)
+    if stop.is_set():
+        raise TrainingStopped
+    measured = _measured(before, after, exam)
+    return Trained(
+        model=model,
+        tokenizer=tokenizer,
+        objective="+".join(material.objectives),
+        steps=outcome.steps,
+        metrics=_metrics(before, after, measured)
+        | {
+            "train_loss": outcome.loss,
+            "train_seconds": outcome.seconds,
+            "train_tokens": float(outcome.tokens),
+            "completions": float(len(curated.completions)),
+            "preferences": float(len(material.pairs)),
+            "ratings": float(len(material.rated)),
+        },
+        gate=decide(
+            measured,
+            Thresholds(
+                max_forgetting=config.max_forgetting,
+                min_preference_accuracy=config.min_preference_accuracy,
+                min_win_rate=config.min_win_rate,
+                max_violations=config.max_violations,
+                seed=settings.seed,
+            ),
+        ),
+    )
+
+
+def _material(
+    tokenizer: Any,
+    curated: Curated,
+    inputs: Inputs,
+    config: TrainerConfig,
+    *,
+    size: int,
+    seed: int,
+) -> Material:
+    """Tokenised, each pass of the feedback shuffled anew by the task; replay makes up its share."""
+    end = tokenizer.eos_token_id
+    passes = config.num_train_epochs
+    feedback: list[Block] = []
+    if config.sft:
+        prompts = encode_all(tokenizer, [one.prompt for one in curated.completions])
+        targets = encode_all(tokenizer, [one.target for one in curated.completions])
+        segments = [completion(p, t) for p, t in zip(prompts, targets, strict=True)]
+        feedback = fit(segments, size, padding=padding_of(tokenizer)) * passes
+    pairs = _pairs(tokenizer, curated, size) * passes if config.dpo_weight else []
+    ratings = []
+    few = min(
+        sum(one.desirable for one in curated.ratings),
+        sum(not one.desirable for one in curated.ratings),
+    )
+    if config.kto_weight and few >= MINIMUM_PAIRS:
+        prompts = encode_all(tokenizer, [one.prompt for one in curated.ratings])
+        outputs = encode_all(tokenizer, [one.output for one in curated.ratings])
+        kinds = [one.desirable for one in curated.ratings]
+        ratings = rated_of(list(zip(prompts, outputs, kinds, strict=True)), size, end=end) * passes
+    share = config.replay_fraction
+    # Pairs and ratings are held to the parent by their own losses.
+    tokens = len(feedback) * size or sum(len(pair.preferred.tokens) for pair in pairs)
+    tokens = tokens or sum(len(one.answer.tokens) for one in ratings)
+    texts = [row.text for row in inputs.replay]
+    random.Random(seed).shuffle(texts)
+    replay = fill((document([*ids, end]) for ids in encode_all(tokenizer, texts)), size)
+    return Material(
+        feedback=feedback,
+        replay=list(islice(replay, round(tokens / size * share / (1 - share)))),
+        pairs=pairs,
+        rated=ratings,
+    )
+
+
+def _pairs(tokenizer: Any, curated: Curated, size: int) -> list[PairItem]:
+    if len(curated.preferences) < MINIMUM_PAIRS:
+        return []
+    prompts = encode_all(tokenizer, [one.prompt for one in curated.preferences])
+    better = encode_all(tokenizer, [one.preferred for one in curated.preferences])
+    worse = encode_all(tokenizer, [one.rejected for one in curated.preferences])
+    end = tokenizer.eos_token_id
+    return [
+        PairItem(
+            preferred=answer_of(prompt, good, size, end=end),
+            rejected=answer_of(prompt, bad, size, end=end),
+        )
+        for prompt, good, bad in zip(prompts, better, worse, strict=True)
+    ]
+
+
+def _exam(tokenizer: Any, inputs: Inputs, settings: TrainerSettings, *, size: int) -> Exam:
+    measuring = curate(inputs.measuring, CurationRules(max_share=1.0, scrub=scrubbed))
+    return Exam(
+        tokenizer=tokenizer,
+        size=size,
+        seed=settings.seed,
+        blocks=held_out_blocks(inputs.heldout, tokenizer, size, limit=HELDOUT_BLOCKS),
+        preferences=measuring.preferences[:MEASURED_PROMPTS],
+        references=measuring.completions[:MEASURED_PROMPTS],
+        safety=safety_list(settings.safety_list),
+    )
+
+
+def _measured(before: Measurement, after: Measurement, exam: Exam) -> Measured:
+    return Measured(
+        parent_nats=before.text.nats,
+        nats=after.text.nats,
+        preferred=wins(after.margins, before.margins),
+        wins=wins(
+            similarity(after.answers, exam.references),
+            similarity(before.answers, exam.references),
+        ),
+        parent_violations=before.violations,
+        violations=after.violations,
+        safety_prompts=len(exam.safety),
+    )
+
+
+def _metrics(before: Measurement, after: Measurement, measured: Measured) -> dict[str, float]:
+    found = {}
+    for name, one in (("before", before), ("after", after)):
+        text = one.text
+        found[f"heldout_loss_{name}"] = text.loss
+        found[f"heldout_perplexity_{name}"] = text.perplexity
+        found[f"heldout_bits_per_byte_{name}"] = text.bits_per_byte
+        for pile_set, scores in one.sets.items():
+            found[f"bits_per_byte_{name}/{pile_set}"] = scores.bits_per_byte
+        found[f"safety_violations_{name}"] = float(one.violations)
+    if len(measured.preferred):
+        found["preference_accuracy"] = float(measured.preferred.mean())
+    if len(measured.wins):
+        found["win_rate"] = float(measured.wins.mean())
+    return found
+
+
+class ProgressLog:
+    """A line of progress every few seconds."""
+
+    EVERY_S = 5.0
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last >= self.EVERY_S:
+            self._last = now
+            log.info(
+                "step %d of %d, loss %.3f, %.0f tokens/s, %.0f s to go",
+                progress.step,
+                progress.steps,
+                progress.loss,
+                progress.tokens_per_s,
+                progress.eta_s,
+            )

@@ -1,0 +1,206 @@
+"""``feedloom models list|show|diff|verify``: what is known of versions that were published."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from infra.contracts.events import GateCheck, ModelVersionPublished
+    from infra.registry.state import RegistryState
+
+DEFAULT_MODEL = "default"
+
+
+def registry_state() -> RegistryState:
+    """The registry as it stands now. Raises FatalError when the topics cannot be read."""
+    from infra.kafka.bus import connect
+    from infra.registry.client import RegistryWatcher
+    from infra.settings import load_settings
+
+    with connect(load_settings()) as bus:
+        watcher = RegistryWatcher(bus)
+        try:
+            watcher.catch_up()
+        finally:
+            watcher.close()
+    return watcher.state
+
+
+def find(state: RegistryState, reference: str) -> ModelVersionPublished:
+    """``MODEL@VERSION``, or a version of the default model.
+
+    Raises ConfigurationError that says which versions there are.
+    """
+    from infra.contracts.errors import ConfigurationError
+
+    model, _, version = reference.rpartition("@")
+    found = state.version(model or DEFAULT_MODEL, version)
+    if found is None:
+        known = [
+            f"{one.model}@{one.version}" for name in state.models() for one in state.versions(name)
+        ]
+        raise ConfigurationError(
+            f"there is no version {model or DEFAULT_MODEL}@{version}; there are: "
+            + (", ".join(known) or "none")
+        )
+    return found
+
+
+def standing(state: RegistryState, version: ModelVersionPublished) -> str:
+    """One word for where a version stands."""
+    current = state.rollout(version.model)
+    if current is not None and current.stable == version.version:
+        return "stable"
+    if current is not None and current.candidate == version.version:
+        return "candidate"
+    return "rejected" if version.rejected else "published"
+
+
+@click.command(name="list")
+def list_versions() -> None:
+    """List every version: where it stands, its parent, how it scored."""
+    state = registry_state()
+    for model in state.models():
+        for version in state.versions(model):
+            where = standing(state, version)
+            mark = "*" if where == "stable" else " "
+            loss = version.metrics.get("heldout_loss_after")
+            scored = f"held-out loss {loss:.3f}" if loss is not None else ""
+            parent = version.lineage.parent or "-"
+            click.echo(
+                f"{mark} {f'{model}@{version.version}':16} {where:9} parent {parent:4} "
+                f"{version.lineage.objective:12} {scored}".rstrip()
+            )
+    if not state.models():
+        click.echo("no version yet: `feedloom models bootstrap`", err=True)
+
+
+@click.command()
+@click.argument("version")
+@click.option("--json", "as_json", is_flag=True, help="The event, as JSON.")
+def show(version: str, as_json: bool) -> None:
+    """Show one VERSION (MODEL@VERSION): lineage, measures, the gate's reasons, files."""
+    import msgspec
+
+    state = registry_state()
+    found = find(state, version)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+        return
+    lineage = found.lineage
+    rows = [
+        ("version", f"{found.model}@{found.version}, {standing(state, found)}"),
+        ("created", _time(found.created_at_ms)),
+        ("parent", lineage.parent or "-"),
+        ("objective", _objective(found)),
+        ("feedback", f"{lineage.feedback_examples} examples"),
+        *(
+            ("", f"{span.topic}/{span.partition} from {span.start} to {span.end}")
+            for span in lineage.feedback
+        ),
+        ("replay", f"{lineage.replay_fraction:.0%} of the tokens"),
+        *(
+            ("", f"{name} {digest[:12]}".rstrip())
+            for name, digest in zip(
+                lineage.replay_shards,
+                lineage.replay_sha256 or ("",) * len(lineage.replay_shards),
+                strict=True,
+            )
+        ),
+        ("seed", str(lineage.seed)),
+        ("code", lineage.code_version or "-"),
+        ("artifact", found.artifact_uri),
+        *(("", f"{file.path} {file.size:,} {file.sha256[:12]}") for file in found.manifest),
+        *(("gate" if not i else "", _check(check)) for i, check in enumerate(_checks(found))),
+        *(
+            ("measures" if not i else "", f"{name:36} {value:.5g}")
+            for i, (name, value) in enumerate(sorted(found.metrics.items()))
+        ),
+    ]
+    for label, text in rows:
+        click.echo(f"{label:10} {text}")
+
+
+@click.command()
+@click.argument("one")
+@click.argument("other")
+def diff(one: str, other: str) -> None:
+    """Compare ONE version with an OTHER: lineage, measures, files."""
+    state = registry_state()
+    first, second = find(state, one), find(state, other)
+    names = [f"{version.model}@{version.version}" for version in (first, second)]
+    click.echo(f"{'':36} {names[0]:>16} {names[1]:>16}")
+    for label, values in (
+        ("parent", [version.lineage.parent or "-" for version in (first, second)]),
+        ("objective", [version.lineage.objective for version in (first, second)]),
+        ("feedback examples", [str(v.lineage.feedback_examples) for v in (first, second)]),
+        ("steps", [str(version.lineage.steps) for version in (first, second)]),
+        ("stands as", [standing(state, version) for version in (first, second)]),
+    ):
+        click.echo(f"{label:36} {values[0]:>16} {values[1]:>16}")
+    for name in sorted({*first.metrics, *second.metrics}):
+        before, after = first.metrics.get(name), second.metrics.get(name)
+        change = f"{after - before:+.4g}" if before is not None and after is not None else ""
+        click.echo(f"{name:36} {_number(before):>16} {_number(after):>16} {change}".rstrip())
+    files = [{file.path: file for file in version.manifest} for version in (first, second)]
+    for path in sorted({*files[0], *files[1]}):
+        mine, theirs = files[0].get(path), files[1].get(path)
+        if mine != theirs:
+            kind = "changed" if mine and theirs else "removed" if mine else "added"
+            click.echo(f"{kind:8} {path}")
+
+
+@click.command()
+@click.argument("versions", nargs=-1)
+def verify(versions: tuple[str, ...]) -> None:
+    """Check every file of VERSIONS, by default of all, against what was published.
+
+    Exit status 1 if one is missing, changed, or of a kind that can run code.
+    """
+    from infra.registry.store import ArtifactRejected, ArtifactStore
+    from infra.settings import load_settings
+
+    state = registry_state()
+    store = ArtifactStore(load_settings().artifacts)
+    chosen = [find(state, reference) for reference in versions] or [
+        version for model in state.models() for version in state.versions(model)
+    ]
+    bad = 0
+    for version in chosen:
+        name = f"{version.model}@{version.version}"
+        try:
+            store.resolve(version)
+        except ArtifactRejected as error:
+            bad += 1
+            click.echo(f"{name}: {error}")
+        else:
+            size = sum(file.size for file in version.manifest)
+            click.echo(f"{name}: {len(version.manifest)} files, {size:,} bytes, as published")
+    if bad:
+        raise SystemExit(1)
+
+
+def _checks(version: ModelVersionPublished) -> tuple[GateCheck, ...]:
+    return version.gate.checks if version.gate is not None else ()
+
+
+def _check(check: GateCheck) -> str:
+    return f"{'passed' if check.passed else 'FAILED'}  {check.reason}"
+
+
+def _objective(version: ModelVersionPublished) -> str:
+    lineage = version.lineage
+    rank = f", LoRA of rank {lineage.adapter_rank}, merged" if lineage.adapter_rank else ""
+    return f"{lineage.objective}, {lineage.steps} steps{rank}"
+
+
+def _time(epoch_ms: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(epoch_ms / 1000, tz=UTC).isoformat(timespec="seconds")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
