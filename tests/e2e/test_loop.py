@@ -67,6 +67,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "FEEDLOOM_TRAINER__BLOCK_SIZE": "64",
         "FEEDLOOM_TRAINER__PER_DEVICE_TRAIN_BATCH_SIZE": "8",
         "FEEDLOOM_TRAINER__MAX_FORGETTING": "5",
+        "FEEDLOOM_TRAINER__HELDOUT_FRACTION": "0",
         "FEEDLOOM_TRAINER__ROLLOUT_DELAY_S": "2",
         "FEEDLOOM_BOOTSTRAP__SECONDS": "8",
         "FEEDLOOM_BOOTSTRAP__HIDDEN_SIZE": "64",
