@@ -26,11 +26,13 @@ def published_from(
 ) -> ModelVersionPublished | None:
     """The version already trained from this parent and these offsets, if there is one.
 
-    A trainer that died after publishing finds its own work here, and does not publish it twice.
+    A trainer that died after publishing finds its own work here, and does not publish it twice. A
+    rejected one does not count: somebody may try again with other settings.
     """
     for version in state.versions(model):
         same_parent = version.lineage.parent == lineage.parent
-        if same_parent and version.lineage.feedback == lineage.feedback:
+        same_feedback = version.lineage.feedback == lineage.feedback
+        if same_parent and same_feedback and not version.rejected:
             return version
     return None
 

@@ -107,6 +107,18 @@ def test_a_version_that_forgets_is_published_as_rejected_and_not_rolled_out(
     assert sum(span.end - span.start for span in third.lineage.feedback) == 16
 
 
+def test_the_same_feedback_can_be_tried_again_with_other_settings(
+    home: Path, bus: InMemoryBus
+) -> None:
+    send(bus, feedback(12, model="default", edit="ZZZZ XXXX QQQQ WWWW " * 3))
+    harsh = {"replay_fraction": 0.0, "learning_rate": 0.05, "num_train_epochs": 20}
+    one_round(settings_at(home, max_forgetting=0.0, **harsh), bus)
+    assert versions(bus)[-1].rejected
+    TrainerService(settings_at(home, **harsh), bus, stop=threading.Event()).run(once=True, now=True)
+    assert [version.rejected for version in versions(bus)] == [False, True, False]
+    assert stable(bus) == "3"
+
+
 def test_dynamic_settings_are_those_of_the_next_round(home: Path, bus: InMemoryBus) -> None:
     watcher, publisher = ConfigWatcher(bus), bus.publisher()
     for key, value in (("trainer.lora_rank", "4"), ("trainer.dpo_weight", "0")):
