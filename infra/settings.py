@@ -102,8 +102,6 @@ class TrainerSettings(_Section):
     """JSON lines of ``category``, ``prompt``, ``banned``; unset: the built-in one."""
     rollout_delay_s: float = Field(default=0.0, ge=0)
     """Wait this long between publishing a version and rolling it out: time to object."""
-    logging_dir: Path | None = None
-    """TensorBoard's folder, one run a version; unset: ``runs/`` below the home."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's own choice."""
     seed: int = 17
