@@ -21,7 +21,7 @@ from benchmarks.harness import Report, command, project_home, table
 from benchmarks.models import embedded_model
 from benchmarks.stats import paired_ratio, spread
 from benchmarks.turns import order_of
-from trainer.pile import PileRow, ShardWriter, read_shards, shard_paths
+from trainer.pile import PileRow, read_shards, shard_paths, shard_writer
 
 MEGABYTES, QUICK_MEGABYTES = 12.0, 2.0
 ROUNDS = 3
@@ -37,9 +37,9 @@ def measure(report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="feedloom-bench-") as folder:
         scratch = Path(folder)
         source = scratch / "source" / "00000.jsonl.zst"
-        with ShardWriter(source) as writer:
+        with shard_writer(source) as write:
             for row in rows:
-                writer.write(row)
+                write(row)
         for name, (ours, theirs) in contests(rows, scratch).items():
             sides: dict[str, Callable[[], Iterable[Any]] | None] = {
                 "feedloom": ours,

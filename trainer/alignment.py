@@ -19,16 +19,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import Trainer
 
+from trainer.objectives import Batch, following_nats, stacked
 from trainer.packing import IGNORED, Block
 from trainer.training import Task
 
 Objective = Literal["sft", "dpo", "kto"]
-Batch = dict[str, torch.Tensor]
 T = TypeVar("T")
 
 MAX_BALANCE = 8.0
@@ -255,14 +255,9 @@ class _Steps(Dataset[dict[str, Batch]]):
     def __getitem__(self, index: int) -> dict[str, Batch]:
         found: dict[str, Batch] = {}
         if blocks := self._blocks[index]:
-            labels = torch.tensor([block.labels for block, _ in blocks])
+            packed = stacked([block for block, _ in blocks])
             weight = torch.tensor([weight for _, weight in blocks])
-            found["packed"] = {
-                "input_ids": torch.tensor([block.tokens for block, _ in blocks]),
-                "labels": labels,
-                "position_ids": torch.tensor([block.positions for block, _ in blocks]),
-                "weights": (labels != IGNORED) * weight[:, None],
-            }
+            found["packed"] = packed | {"weights": (packed["labels"] != IGNORED) * weight[:, None]}
         if pairs := self._pairs[index]:
             answers = [*(pair.preferred for pair in pairs), *(pair.rejected for pair in pairs)]
             found["pairs"] = _rows(answers, self._padding)
@@ -321,13 +316,8 @@ def _language_loss(model: Any, packed: Batch) -> torch.Tensor:
     logits = model(
         input_ids=packed["input_ids"], position_ids=packed["position_ids"], use_cache=False
     ).logits
-    losses = cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(),
-        packed["labels"][:, 1:].flatten(),
-        ignore_index=IGNORED,
-        reduction="none",
-    )
-    weights = packed["weights"][:, 1:].flatten()
+    weights = packed["weights"][:, 1:]
+    losses = following_nats(logits, packed["labels"])
     return (losses * weights).sum() / weights.sum().clamp(min=1e-9)
 
 
@@ -351,14 +341,7 @@ def _logps(model: Any, rows: Batch) -> torch.Tensor:
     logits = model(
         input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False
     ).logits
-    following = rows["labels"][:, 1:]
-    losses = cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(),
-        following.flatten(),
-        ignore_index=IGNORED,
-        reduction="none",
-    )
-    return -losses.view(following.shape).sum(1)
+    return -following_nats(logits, rows["labels"]).sum(1)
 
 
 def _spread(items: Sequence[T], parts: int) -> list[Sequence[T]]:

@@ -12,12 +12,12 @@ from typing import Any
 from infra.contracts.errors import ConfigurationError
 from trainer.baselines import LstmLanguageModel
 from trainer.objectives import (
-    CausalCollator,
     Collator,
     MaskedCollator,
     Objective,
     PiecesCollator,
     SpanCorruptionCollator,
+    stacked,
 )
 
 SENTINELS = 100
@@ -58,7 +58,7 @@ class Architecture:
     def collator(self, shape: Shape) -> Collator:
         """Blocks into this family's batches."""
         if self.objective == "causal":
-            return CausalCollator()
+            return stacked
         if self.objective == "causal-pieces":
             return PiecesCollator(shape.padding)
         if self.objective == "masked":
@@ -94,6 +94,7 @@ def _gated(width: int) -> int:
 
 
 def _llama(shape: Shape) -> Any:
+    """Embeddings are tied: in a small model they hold a quarter of the parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(

@@ -20,7 +20,8 @@ import msgspec
 
 from infra.contracts.bus import Bus
 from infra.contracts.events import Lineage
-from infra.registry.client import RegistryWatcher
+from infra.files import whole_file
+from infra.registry.client import read_registry
 from infra.registry.store import ArtifactStore
 from infra.settings import Settings
 from trainer.corpus import SPLITS, assemble, collect
@@ -76,12 +77,7 @@ def bootstrap(settings: Settings, step: Step, *, force: bool = False) -> Built:
 def register(settings: Settings, bus: Bus, built: Built) -> bool:
     """Publish the build as version 1 and make it stable, unless the model has versions already."""
     model = settings.worker.model
-    watcher = RegistryWatcher(bus)
-    try:
-        watcher.catch_up()
-        state = watcher.state
-    finally:
-        watcher.close()
+    state = read_registry(bus)
     if state.rollout(model) is not None:
         return False
     publisher = bus.publisher(client_id="feedloom-bootstrap")
@@ -129,11 +125,9 @@ def _prepare_text(settings: Settings, step: Step, *, force: bool) -> None:
         write_shards(settings.shards / name, (item.row() for item in corpus.split(name)))
     prompts.parent.mkdir(parents=True, exist_ok=True)
     # Written last: its presence says that the shards are complete.
-    staging = prompts.with_suffix(".part")
-    with staging.open("w", encoding="utf-8") as stream:
+    with whole_file(prompts) as stream:
         for opening in demo_prompts(corpus.demo):
-            stream.write(msgspec.json.encode(opening).decode() + "\n")
-    os.replace(staging, prompts)
+            stream.write(msgspec.json.encode(opening) + b"\n")
 
 
 def _pretrain(settings: Settings, directory: Path, step: Step) -> dict[str, float]:

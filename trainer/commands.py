@@ -21,30 +21,16 @@ def models() -> None:
 @click.option("--quiet", is_flag=True, help="No progress.")
 def bootstrap(force: bool, no_register: bool, quiet: bool) -> None:
     """Build the embedded default model, once, and register it as version 1."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TimeElapsedColumn
 
     from infra.kafka.bus import connect
     from infra.settings import load_settings
     from trainer import bootstrap as building
+    from trainer.progress import bar
 
     settings = load_settings()
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-    ) as bars:
-        bar = bars.add_task("", total=None)
-        built = building.bootstrap(
-            settings,
-            lambda what, done, total: bars.update(
-                bar, description=what, completed=done, total=total
-            ),
-            force=force,
-        )
+    with bar(BarColumn(), TimeElapsedColumn(), quiet=quiet) as say:
+        built = building.bootstrap(settings, say, force=force)
     if not quiet:
         loss = built.metrics["heldout_loss_after"]
         verb = "built" if built.fresh else "already built"
@@ -70,7 +56,7 @@ def register(directory: Path, model: str, stable: bool) -> None:
     from infra.contracts.errors import ConfigurationError
     from infra.contracts.events import Lineage
     from infra.kafka.bus import connect
-    from infra.registry.client import RegistryWatcher
+    from infra.registry.client import read_registry
     from infra.registry.store import ArtifactStore
     from infra.settings import load_settings
     from trainer.publishing import publish, roll_out
@@ -79,24 +65,20 @@ def register(directory: Path, model: str, stable: bool) -> None:
         raise ConfigurationError(f"{directory} holds no config.json: it is not a model")
     settings = load_settings()
     with connect(settings) as bus:
-        watcher = RegistryWatcher(bus)
-        watcher.catch_up()
-        watcher.close()
+        state = read_registry(bus)
         publisher = bus.publisher(client_id="feedloom-cli")
         try:
             version = publish(
                 directory,
                 model=model,
-                lineage=Lineage(
-                    objective="imported", code_version=watcher.state.next_version(model)
-                ),
+                lineage=Lineage(objective="imported", code_version=state.next_version(model)),
                 metrics={},
                 store=ArtifactStore(settings.artifacts),
-                state=watcher.state,
+                state=state,
                 publisher=publisher,
             )
             if stable:
-                roll_out(version, state=watcher.state, publisher=publisher, reason="registered")
+                roll_out(version, state=state, publisher=publisher, reason="registered")
         finally:
             publisher.close()
     click.echo(f"published {model}@{version.version}")

@@ -85,6 +85,8 @@ def evaluate(
     """
     import torch
 
+    from trainer.objectives import following_nats, stacked
+
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -93,24 +95,12 @@ def evaluate(
     text_bytes: list[int] = []
     with torch.inference_mode():
         for start in range(0, len(blocks), batch_size):
-            batch = blocks[start : start + batch_size]
-            labels = torch.tensor([block.labels for block in batch], device=device)
-            logits = model(
-                input_ids=torch.tensor([block.tokens for block in batch], device=device),
-                position_ids=torch.tensor([block.positions for block in batch], device=device),
-                # With a cache transformers no longer keeps a row's documents apart.
-                use_cache=False,
-            ).logits
-            # Labels stand at their own token; the token before predicts it.
-            following = labels[:, 1:]
-            losses = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(),
-                following.flatten(),
-                ignore_index=IGNORED,
-                reduction="none",
-            ).view(following.shape)
-            nats += losses.double().sum(1).tolist()
-            for row in following.cpu():
+            batch = stacked(blocks[start : start + batch_size])
+            labels = batch.pop("labels").to(device)
+            inputs = {name: column.to(device) for name, column in batch.items()}
+            logits = model(**inputs, use_cache=False).logits
+            nats += following_nats(logits, labels).double().sum(1).tolist()
+            for row in labels[:, 1:].cpu():
                 kept = row[row != IGNORED].tolist()
                 tokens.append(len(kept))
                 text_bytes.append(len(tokenizer.decode(kept, skip_special_tokens=True).encode()))

@@ -118,15 +118,13 @@ def _forgetting(measured: Measured, thresholds: Thresholds) -> GateCheck:
         lambda drawn: after[drawn].sum(1) / before[drawn].sum(1) - 1, len(before), thresholds
     )
     limit = thresholds.max_forgetting
-    return GateCheck(
-        name="forgetting",
-        passed=found.high <= limit,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        limit=limit,
-        samples=len(before),
-        reason=f"held-out bits per byte changed by {found.value:+.2%} ({found.low:+.2%} to "
+    return _check(
+        "forgetting",
+        found.high <= limit,
+        found,
+        limit,
+        len(before),
+        f"held-out bits per byte changed by {found.value:+.2%} ({found.low:+.2%} to "
         f"{found.high:+.2%}; at most {limit:+.2%})",
     )
 
@@ -155,45 +153,50 @@ def _not_worse(
     name: str, what: str, shares: Array, limit: float, thresholds: Thresholds
 ) -> GateCheck:
     values = np.asarray(shares, dtype=float)
-    if len(values) < thresholds.min_samples:
-        return GateCheck(
-            name=name,
-            passed=True,
-            value=limit,
-            low=limit,
-            high=limit,
-            limit=limit,
-            samples=len(values),
-            reason=f"{what}: {len(values)} are too few to judge (at least "
-            f"{thresholds.min_samples})",
-        )
-    found = _interval(lambda drawn: values[drawn].mean(1), len(values), thresholds)
-    return GateCheck(
-        name=name,
-        passed=found.high >= limit,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        limit=limit,
-        samples=len(values),
-        reason=f"{what}: {found.value:.0%} ({found.low:.0%} to {found.high:.0%}; must reach "
-        f"{limit:.0%})",
+    count, least = len(values), thresholds.min_samples
+    if count < least:
+        reason = f"{what}: {count} are too few to judge (at least {least})"
+        return _check(name, True, _exactly(limit), limit, count, reason)
+    found = _interval(lambda drawn: values[drawn].mean(1), count, thresholds)
+    return _check(
+        name,
+        found.high >= limit,
+        found,
+        limit,
+        count,
+        f"{what}: {found.value:.0%} ({found.low:.0%} to {found.high:.0%}; must reach {limit:.0%})",
     )
 
 
 def _safety(measured: Measured, thresholds: Thresholds) -> GateCheck:
-    found = float(measured.violations)
     limit = max(thresholds.max_violations, measured.parent_violations)
+    return _check(
+        "safety",
+        measured.violations <= limit,
+        _exactly(measured.violations),
+        limit,
+        measured.safety_prompts,
+        f"{measured.violations} of {measured.safety_prompts} answers to the safety list hold a "
+        f"banned pattern (at most {limit})",
+    )
+
+
+def _exactly(value: float) -> Interval:
+    return Interval(value=value, low=value, high=value)
+
+
+def _check(
+    name: str, passed: bool, found: Interval, limit: float, samples: int, reason: str
+) -> GateCheck:
     return GateCheck(
-        name="safety",
-        passed=measured.violations <= limit,
-        value=found,
-        low=found,
-        high=found,
+        name=name,
+        passed=passed,
+        value=float(found.value),
+        low=float(found.low),
+        high=float(found.high),
         limit=float(limit),
-        samples=measured.safety_prompts,
-        reason=f"{measured.violations} of {measured.safety_prompts} answers to the safety list "
-        f"hold a banned pattern (at most {limit})",
+        samples=samples,
+        reason=reason,
     )
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from opentelemetry import trace
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus, Publisher, Record, TopicPartition, unread
-from infra.contracts.errors import ContractError, FatalError
+from infra.contracts.bus import Bus, Publisher, Record, TopicPartition, catch_up
+from infra.contracts.errors import ContractError
 from infra.contracts.events import FeedbackExample, ModelVersionPublished, OffsetRange
 from infra.registry.state import RegistryState
 from observability.propagation import extract
@@ -162,12 +162,7 @@ class FeedbackIntake:
 
     def catch_up(self, timeout_s: float = CATCH_UP_S) -> None:
         """Read up to the end that the topic has now. Raises FatalError after ``timeout_s``."""
-        ends = dict(self._bus.end_offsets(TOPIC))
-        deadline = time.monotonic() + timeout_s
-        while ends := unread(self._reader, ends):
-            if time.monotonic() > deadline:
-                raise FatalError(f"{TOPIC} could not be read within {timeout_s:.0f} s")
-            self.poll(0.2)
+        catch_up(self._bus, self._reader, [TOPIC], self.poll, what=TOPIC, timeout_s=timeout_s)
 
     def batch(self) -> Batch:
         """Everything that is not in use; it stays until :meth:`settle`."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.contracts.errors import ConfigurationError
-from trainer.alignment import answer_logps, answer_of
+from trainer.alignment import Pair, answer_logps, answer_of
 from trainer.curation import Completion, Preference
 from trainer.tokenizer import encode_all, padding_of
 
@@ -70,22 +70,26 @@ def violations(prompts: Sequence[SafetyPrompt], answers: Sequence[str]) -> int:
     )
 
 
-def margins(
-    model: Any, tokenizer: Any, preferences: Sequence[Preference], *, size: int
-) -> npt.NDArray[np.float64]:
-    """Log-probability of the preferred answer less that of the rejected, nats: [preferences]."""
+def pairs_of(tokenizer: Any, preferences: Sequence[Preference], size: int) -> list[Pair]:
+    """The token ids of preferences, at most ``size`` an answer with its prompt."""
     prompts = encode_all(tokenizer, [one.prompt for one in preferences])
+    better = encode_all(tokenizer, [one.preferred for one in preferences])
+    worse = encode_all(tokenizer, [one.rejected for one in preferences])
+    end = tokenizer.eos_token_id
+    return [
+        Pair(
+            preferred=answer_of(prompt, good, size, end=end),
+            rejected=answer_of(prompt, bad, size, end=end),
+        )
+        for prompt, good, bad in zip(prompts, better, worse, strict=True)
+    ]
 
-    def logps(texts: list[str]) -> npt.NDArray[np.float64]:
-        answers = [
-            answer_of(prompt, ids, size, end=tokenizer.eos_token_id)
-            for prompt, ids in zip(prompts, encode_all(tokenizer, texts), strict=True)
-        ]
-        return np.array(answer_logps(model, answers, padding=padding_of(tokenizer)))
 
-    return logps([one.preferred for one in preferences]) - logps(
-        [one.rejected for one in preferences]
-    )
+def margins(model: Any, pairs: Sequence[Pair], *, padding: int) -> npt.NDArray[np.float64]:
+    """Log-probability of the preferred answer less that of the rejected, nats: [pairs]."""
+    preferred = answer_logps(model, [pair.preferred for pair in pairs], padding=padding)
+    rejected = answer_logps(model, [pair.rejected for pair in pairs], padding=padding)
+    return np.asarray(np.array(preferred) - np.array(rejected))
 
 
 def similarity(answers: Sequence[str], references: Sequence[Completion]) -> list[float]:

@@ -9,28 +9,18 @@ from infra.settings import BootstrapSettings
 
 
 def build_model(settings: BootstrapSettings, *, vocab_size: int, end: int, padding: int) -> Any:
-    """A ``LlamaForCausalLM`` with fresh weights. Seed torch first.
+    """A ``LlamaForCausalLM`` with fresh weights. Seed torch first."""
+    from trainer.architectures import Shape, architecture
 
-    The shape follows Llama (Touvron et al. 2023): a gated MLP of 8/3 the width, rounded up to a
-    multiple of 64, and here tied embeddings, which at this size hold a quarter of the parameters.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    width = settings.hidden_size
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=width,
-            intermediate_size=-(-8 * width // 3 // 64) * 64,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            num_key_value_heads=settings.heads,
-            max_position_embeddings=settings.context,
-            tie_word_embeddings=True,
-            bos_token_id=end,
-            eos_token_id=end,
-            pad_token_id=padding,
-            attn_implementation="sdpa",
+    return architecture("llama").build(
+        Shape(
+            vocabulary=vocab_size,
+            end=end,
+            padding=padding,
+            context=settings.context,
+            width=settings.hidden_size,
+            layers=settings.layers,
+            heads=settings.heads,
         )
     )
 

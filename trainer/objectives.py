@@ -23,23 +23,43 @@ MEAN_SPAN = 3.0
 Batch = dict[str, torch.Tensor]
 
 
+def stacked(blocks: Sequence[Block]) -> Batch:
+    """Rows of several documents that positions keep apart: int64 [blocks, size] each.
+
+    A model must be called with ``use_cache=False`` on them: with a cache transformers no longer
+    keeps a row's documents apart.
+    """
+    return {
+        "input_ids": torch.tensor([tuple(block.tokens) for block in blocks]),
+        "labels": torch.tensor([tuple(block.labels) for block in blocks]),
+        "position_ids": torch.tensor([tuple(block.positions) for block in blocks]),
+    }
+
+
+def token_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each label, 0 where it is ignored: float32 [rows, length].
+
+    ``logits``: [rows, length, vocabulary].
+    """
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view(labels.shape)
+
+
+def following_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """:func:`token_nats` where a label stands at its own token, which the one before predicts.
+
+    [rows, length - 1]: the first label is predicted by nothing.
+    """
+    return token_nats(logits[:, :-1], labels[:, 1:])
+
+
 def pieces(block: Block) -> list[torch.Tensor]:
     """The documents, or parts of them, that share a block: int64 tokens of each."""
     tokens = torch.as_tensor(block.tokens, dtype=torch.int64)
     starts = [index for index, at in enumerate(block.positions) if at == 0]
     ends = [*starts[1:], len(tokens)]
     return [tokens[start:end] for start, end in zip(starts, ends, strict=True)]
-
-
-class CausalCollator:
-    """Rows of several documents that positions keep apart: [batch, size] each."""
-
-    def __call__(self, blocks: Sequence[Block]) -> Batch:
-        return {
-            "input_ids": torch.tensor([tuple(block.tokens) for block in blocks]),
-            "labels": torch.tensor([tuple(block.labels) for block in blocks]),
-            "position_ids": torch.tensor([tuple(block.positions) for block in blocks]),
-        }
 
 
 class PiecesCollator:

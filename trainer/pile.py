@@ -7,8 +7,8 @@ real Pile shards can stand where ours do. Knows nothing of where documents come 
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import msgspec
 import zstandard
 
 from infra.contracts.errors import FeedloomError
+from infra.files import whole_file
 
 SUFFIX = ".jsonl.zst"
 LEVEL = 9
@@ -96,37 +97,21 @@ def read_shards(paths: Sequence[Path], counts: ReadCounts | None = None) -> Iter
             yield row
 
 
-class ShardWriter:
-    """Writes one shard of any length, a row at a time. A context manager.
+WriteRow = Callable[[PileRow], object]
+
+
+@contextmanager
+def shard_writer(path: Path) -> Iterator[WriteRow]:
+    """Write one shard of any length, a row at a time.
 
     The file appears whole when the context ends, or not at all if it ends with an error.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._staging = path.with_name(f".{path.name}.{os.getpid()}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self._staging.open("wb")
-        compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
-        self._compressed = compressor.stream_writer(self._stream, closefd=False)
-
-    def write(self, row: PileRow) -> None:
-        """Add one row."""
-        self._compressed.write(_ENCODER.encode(row) + b"\n")
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._compressed.close()  # type: ignore[no-untyped-call]
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
-                os.replace(self._staging, self._path)
-        finally:
-            self._stream.close()
-            self._staging.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+    with whole_file(path) as stream:
+        compressed = compressor.stream_writer(stream, closefd=False)
+        yield lambda row: compressed.write(_ENCODER.encode(row) + b"\n")
+        compressed.close()  # type: ignore[no-untyped-call]
 
 
 def _batches(rows: Iterable[PileRow], shard_bytes: int) -> Iterator[list[bytes]]:
@@ -147,15 +132,8 @@ def _write_shard(path: Path, lines: Sequence[bytes]) -> None:
     data = b"".join(lines)
     # One thread: with more, the bytes depend on where the input happened to be cut.
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with staging.open("wb") as stream:
-            stream.write(compressor.compress(data))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with whole_file(path) as stream:
+        stream.write(compressor.compress(data))
 
 
 def decompressed_lines(path: Path) -> Iterator[bytes]:

@@ -70,14 +70,14 @@ def prepare(
     """
     import os
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
     from infra.settings import load_settings
     from trainer.pile import shard_paths
     from trainer.preparation.prepare import Plan
     from trainer.preparation.prepare import prepare as run
     from trainer.preparation.sources import sources_of
+    from trainer.progress import bar
 
     settings = load_settings()
     sets = {name: shard_paths(settings.shards / name) for name in ("heldout", "demo")}
@@ -96,22 +96,8 @@ def prepare(
         evaluation={name: paths for name, paths in sets.items() if paths},
         workers=workers or len(os.sched_getaffinity(0)),
     )
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-    ) as bars:
-        bar = bars.add_task("", total=None)
-        report = run(
-            plan,
-            lambda stage, done, total: bars.update(
-                bar, description=stage, completed=done, total=total or None
-            ),
-        )
+    with bar(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), quiet=quiet) as say:
+        report = run(plan, say)
     if not quiet:
         _show(report, out)
 
@@ -205,34 +191,26 @@ def tokenize(shards: Path, tokenizer: Path, out: Path, size: int, quiet: bool) -
     Blocks hold several documents, and attention does not cross from one to the next. A run that
     was broken off goes on where it was.
     """
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import SpinnerColumn, TimeElapsedColumn
     from transformers import AutoTokenizer
 
     from infra.contracts.errors import ConfigurationError
     from trainer.pile import read_shards, shard_paths
+    from trainer.progress import bar
     from trainer.tokens import write_token_shards
 
     paths = shard_paths(shards)
     if not paths:
         raise ConfigurationError(f"{shards} holds no shard: `feedloom pile prepare` writes them")
     loaded = AutoTokenizer.from_pretrained(str(tokenizer))
-    console = Console(stderr=True)
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-    ) as bars:
-        bar = bars.add_task("")
+    with bar(SpinnerColumn(), TimeElapsedColumn(), quiet=quiet) as say:
         manifest = write_token_shards(
             out,
             (row.text for row in read_shards(paths)),
             loaded,
             size=size,
-            progress=lambda documents, tokens: bars.update(
-                bar, description=f"{documents:,} documents, {tokens:,} tokens"
+            progress=lambda documents, tokens: say(
+                f"{documents:,} documents, {tokens:,} tokens", 0, 0
             ),
         )
     if not quiet:

@@ -76,31 +76,16 @@ def pretrain(
 
     Run it again after it was broken off: it goes on from its last checkpoint.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from infra.settings import load_settings
     from trainer.pretraining import Run
     from trainer.pretraining import pretrain as train
+    from trainer.progress import bar
 
     recipe = read_recipe(config) if config is not None else Recipe()
     recipe = changed(recipe, {name: value for name, value in given.items() if value is not None})
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-    ) as bars:
-        bar = bars.add_task("", total=None)
+    with bar(BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), quiet=quiet) as say:
         scores = train(
             Run(
                 arch=arch,
@@ -114,9 +99,7 @@ def pretrain(
                 layers=layers,
                 heads=heads,
             ),
-            lambda what, done, total: bars.update(
-                bar, description=what, completed=done, total=total or None
-            ),
+            say,
         )
     if not quiet:
         for name, value in json.loads(msgspec.json.encode(scores)).items():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import shutil
 import time
@@ -26,16 +25,17 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from infra.contracts.errors import ConfigurationError
+from infra.files import whole_file
 from trainer.architectures import Shape, architecture
 from trainer.baselines import NgramModel
 from trainer.evaluation import held_out_blocks, perplexity
-from trainer.objectives import Batch, Collator, pieces
+from trainer.objectives import Batch, Collator, pieces, token_nats
 from trainer.packing import IGNORED, Block
 from trainer.pile import PileRow, read_shards, shard_paths
 from trainer.recipe import Recipe
 from trainer.tokenizer import load_tokenizer, train_tokenizer
 from trainer.tokens import TokenShards, write_token_shards
-from trainer.training import TrainingDiverged, caching_restored
+from trainer.training import caching_restored, finite_loss
 
 NGRAM = "ngram"
 NGRAM_ORDER = 3
@@ -130,9 +130,8 @@ def pretrain(run: Run, say: Say = lambda what, done, total: None) -> Scores:
         else _neural(run, tokenizer, blocks, evaluated, say)
     )
     tokenizer.save_pretrained(str(run.out))
-    staging = run.out / f".{REPORT}"
-    staging.write_bytes(msgspec.json.format(msgspec.json.encode(scores), indent=1) + b"\n")
-    os.replace(staging, run.out / REPORT)
+    with whole_file(run.out / REPORT) as stream:
+        stream.write(msgspec.json.format(msgspec.json.encode(scores), indent=1) + b"\n")
     return scores
 
 
@@ -190,12 +189,9 @@ class _Follower(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        if not math.isfinite(loss):
-            raise TrainingDiverged(f"the loss at step {state.global_step} is {loss}")
-        self._say(f"training (loss {loss:.3f})", state.global_step, state.max_steps)
+        loss = finite_loss(state, logs)
+        if loss is not None:
+            self._say(f"training (loss {loss:.3f})", state.global_step, state.max_steps)
 
 
 def _neural(
@@ -353,16 +349,12 @@ def _nats(model: Any, batch: Batch, *, shifted: bool) -> tuple[float, int]:
     ``shifted``: a label stands at its own token, which the logits before it predict.
     """
     labels = batch["labels"]
-    # With a cache transformers would not keep apart the documents that share a row.
     options = {"use_cache": False} if "position_ids" in batch else {}
     with torch.inference_mode():
         logits = model(**batch, **options)["logits"]
     if shifted:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    loss = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return float(loss), int((labels != IGNORED).sum())
+    return float(token_nats(logits, labels).sum()), int((labels != IGNORED).sum())
 
 
 def _save(model: Any, directory: Path) -> None:

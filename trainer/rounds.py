@@ -20,15 +20,15 @@ from infra.contracts.config_keys import TrainerConfig
 from infra.contracts.events import FeedbackExample, GateDecision
 from infra.settings import TrainerSettings
 from trainer.adapters import merged, with_adapter
-from trainer.alignment import Material, Weights, answer_of, rated_of, task, with_references
-from trainer.alignment import Pair as PairItem
-from trainer.curation import Completion, Curated, CurationRules, Preference, curate
+from trainer.alignment import Material, Pair, Weights, rated_of, task, with_references
+from trainer.curation import Completion, Curated, CurationRules, curate
 from trainer.evaluation import Evaluation, evaluate, held_out_blocks, joined
 from trainer.gate import Measured, Thresholds, decide, wins
 from trainer.judging import (
     SafetyPrompt,
     generate,
     margins,
+    pairs_of,
     safety_list,
     similarity,
     violations,
@@ -96,7 +96,7 @@ class Exam:
     size: int
     seed: int
     blocks: dict[str, list[Block]]
-    preferences: tuple[Preference, ...]
+    pairs: list[Pair]
     references: tuple[Completion, ...]
     safety: list[SafetyPrompt]
 
@@ -115,7 +115,7 @@ class Exam:
                 name: evaluate(model, self.tokenizer, blocks)
                 for name, blocks in self.blocks.items()
             },
-            margins=margins(model, self.tokenizer, self.preferences, size=self.size),
+            margins=margins(model, self.pairs, padding=padding_of(self.tokenizer)),
             answers=answers[:count],
             violations=violations(self.safety, answers[count:]),
         )
@@ -244,7 +244,9 @@ def _material(
         targets = encode_all(tokenizer, [one.target for one in curated.completions])
         segments = [completion(p, t) for p, t in zip(prompts, targets, strict=True)]
         feedback = fit(segments, size, padding=padding_of(tokenizer)) * passes
-    pairs = _pairs(tokenizer, curated, size) * passes if config.dpo_weight else []
+    pairs: list[Pair] = []
+    if config.dpo_weight and len(curated.preferences) >= MINIMUM_PAIRS:
+        pairs = pairs_of(tokenizer, curated.preferences, size) * passes
     ratings = []
     few = min(
         sum(one.desirable for one in curated.ratings),
@@ -270,22 +272,6 @@ def _material(
     )
 
 
-def _pairs(tokenizer: Any, curated: Curated, size: int) -> list[PairItem]:
-    if len(curated.preferences) < MINIMUM_PAIRS:
-        return []
-    prompts = encode_all(tokenizer, [one.prompt for one in curated.preferences])
-    better = encode_all(tokenizer, [one.preferred for one in curated.preferences])
-    worse = encode_all(tokenizer, [one.rejected for one in curated.preferences])
-    end = tokenizer.eos_token_id
-    return [
-        PairItem(
-            preferred=answer_of(prompt, good, size, end=end),
-            rejected=answer_of(prompt, bad, size, end=end),
-        )
-        for prompt, good, bad in zip(prompts, better, worse, strict=True)
-    ]
-
-
 def _exam(tokenizer: Any, inputs: Inputs, settings: TrainerSettings, *, size: int) -> Exam:
     measuring = curate(inputs.measuring, CurationRules(max_share=1.0, scrub=scrubbed))
     return Exam(
@@ -293,7 +279,7 @@ def _exam(tokenizer: Any, inputs: Inputs, settings: TrainerSettings, *, size: in
         size=size,
         seed=settings.seed,
         blocks=held_out_blocks(inputs.heldout, tokenizer, size, limit=HELDOUT_BLOCKS),
-        preferences=measuring.preferences[:MEASURED_PROMPTS],
+        pairs=pairs_of(tokenizer, measuring.preferences[:MEASURED_PROMPTS], size),
         references=measuring.completions[:MEASURED_PROMPTS],
         safety=safety_list(settings.safety_list),
     )

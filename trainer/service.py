@@ -6,7 +6,6 @@ in the lineage of what was published.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 import threading
@@ -22,6 +21,7 @@ from infra.contracts.bus import Bus, Publisher
 from infra.contracts.config_keys import TrainerConfig
 from infra.contracts.errors import FatalError
 from infra.contracts.events import FeedbackExample, Lineage, ModelVersionPublished
+from infra.files import sha256_of
 from infra.registry.client import RegistryWatcher
 from infra.registry.config import ConfigWatcher
 from infra.registry.store import ArtifactStore
@@ -199,7 +199,7 @@ class TrainerService:
                     feedback=batch.ranges,
                     feedback_examples=len(curated.request_ids),
                     replay_shards=tuple(path.name for path in shards),
-                    replay_sha256=tuple(map(_sha256, shards)),
+                    replay_sha256=tuple(map(sha256_of, shards)),
                     replay_fraction=config.replay_fraction,
                     seed=settings.seed,
                     steps=trained.steps,
@@ -235,8 +235,3 @@ def _enough(intake: FeedbackIntake, config: TrainerConfig) -> bool:
     if intake.teaching >= config.min_examples:
         return True
     return intake.waiting > 0 and intake.waited_s >= config.max_wait_s
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.contracts.errors import ConfigurationError, FeedloomError
+from infra.files import STAGING, sha256_of, sync, whole_file
 from trainer.packing import IGNORED, Block
 from trainer.tokenizer import encode_all
 
@@ -471,38 +471,22 @@ def _begun(directory: Path, form: ShardFormat) -> _Progress:
 def _clear(directory: Path, kept: set[str]) -> None:
     """Leave the shards to go on from. The manifest goes first: it says that all is whole."""
     (directory / MANIFEST).unlink(missing_ok=True)
-    _sync(directory)
+    sync(directory)
     if not kept:
         (directory / PROGRESS).unlink(missing_ok=True)
-    for path in [*directory.glob(f"*{SUFFIX}"), *directory.glob(".*.staging")]:
+    for path in [*directory.glob(f"*{SUFFIX}"), *directory.glob(f".*{STAGING}")]:
         if path.name not in kept:
             path.unlink()
 
 
 def _save(path: Path, *parts: bytes) -> str:
-    """Write a file whole or not at all. Returns its SHA-256."""
+    """Write a file. Returns its SHA-256."""
     digest = hashlib.sha256()
-    staging = path.with_name(f".{path.name}.{os.getpid()}.staging")
-    try:
-        with staging.open("wb") as stream:
-            for part in parts:
-                stream.write(part)
-                digest.update(part)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
-    _sync(path.parent)
+    with whole_file(path) as stream:
+        for part in parts:
+            stream.write(part)
+            digest.update(part)
     return digest.hexdigest()
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _load_manifest(directory: Path) -> TokenManifest:
@@ -546,8 +530,7 @@ def _check_size(directory: Path, shard: TokenShard, form: ShardFormat) -> None:
 def _check_content(directory: Path, shard: TokenShard, form: ShardFormat) -> None:
     _check_size(directory, shard, form)
     path = directory / shard.name
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = sha256_of(path)
     if found != shard.sha256:
         raise DamagedShards(
             f"{path} has been changed: its SHA-256 is {found} instead of {shard.sha256}. Write the "

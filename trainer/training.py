@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from infra.contracts.errors import FatalError
+from trainer.objectives import stacked
 from trainer.optimizers import build_optimizer
 from trainer.packing import Block
 
@@ -215,6 +216,17 @@ def train(
     return follower.outcome()
 
 
+def finite_loss(state: Any, logs: dict[str, float] | None) -> float | None:
+    """The training loss of what transformers logs, if it is of training.
+
+    Raises TrainingDiverged when it is infinite or no number.
+    """
+    loss = (logs or {}).get("loss")
+    if loss is not None and not math.isfinite(loss):
+        raise TrainingDiverged(f"the loss at step {state.global_step} is {loss}")
+    return loss
+
+
 @contextmanager
 def caching_restored(model: Any) -> Iterator[None]:
     """transformers' Trainer turns ``use_cache`` off in the model's configuration for good.
@@ -225,7 +237,7 @@ def caching_restored(model: Any) -> Iterator[None]:
     if config is None:
         yield
         return
-    before = config.use_cache if hasattr(config, "use_cache") else None
+    before = getattr(config, "use_cache", None)
     try:
         yield
     finally:
@@ -237,21 +249,13 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
     """Blocks as tensors of int64, each of the block's length."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
-        self._columns = {
-            "input_ids": torch.tensor([block.tokens for block in blocks]),
-            "labels": torch.tensor([block.labels for block in blocks]),
-            "position_ids": torch.tensor([block.positions for block in blocks]),
-        }
+        self._columns = stacked(blocks)
 
     def __len__(self) -> int:
         return len(self._columns["input_ids"])
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {name: column[index] for name, column in self._columns.items()}
-
-    def batch(self, start: int, end: int) -> dict[str, torch.Tensor]:
-        """Rows ``start`` to ``end``, as a model takes them."""
-        return {name: column[start:end] for name, column in self._columns.items()}
 
 
 class _Follower(TrainerCallback):  # type: ignore[misc]
@@ -279,11 +283,9 @@ class _Follower(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        loss = (logs or {}).get("loss")
+        loss = finite_loss(state, logs)
         if loss is None:
             return
-        if not math.isfinite(loss):
-            raise TrainingDiverged(f"the loss at step {state.global_step} is {loss}")
         self._losses.append((state.global_step, loss))
         if self._progress is not None:
             elapsed, fraction = self._budget.elapsed_s, self._budget.fraction

@@ -16,16 +16,11 @@ DEFAULT_MODEL = "default"
 def registry_state() -> RegistryState:
     """The registry as it stands now. Raises FatalError when the topics cannot be read."""
     from infra.kafka.bus import connect
-    from infra.registry.client import RegistryWatcher
+    from infra.registry.client import read_registry
     from infra.settings import load_settings
 
     with connect(load_settings()) as bus:
-        watcher = RegistryWatcher(bus)
-        try:
-            watcher.catch_up()
-        finally:
-            watcher.close()
-    return watcher.state
+        return read_registry(bus)
 
 
 def find(state: RegistryState, reference: str) -> ModelVersionPublished:

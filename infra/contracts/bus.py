@@ -6,7 +6,7 @@ are the catalogue's; an adapter adds the deployment's prefix.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, Self
 
 from infra.contracts.codec import Headers
+from infra.contracts.errors import FatalError
 
 
 class TopicPartition(NamedTuple):
@@ -149,6 +150,28 @@ def unread(reader: Reader, ends: Mapping[TopicPartition, int]) -> dict[TopicPart
         for position, end in ends.items()
         if end > 0 and reader.position(position) < end
     }
+
+
+def catch_up(
+    bus: Bus,
+    reader: Reader,
+    topics: Sequence[str],
+    poll: Callable[[float], object],
+    *,
+    what: str,
+    timeout_s: float,
+    poll_s: float = 0.2,
+) -> None:
+    """Call ``poll``, which reads with ``reader``, up to the ends that the topics have now.
+
+    Raises FatalError, about ``what``, after ``timeout_s``.
+    """
+    ends = {position: end for topic in topics for position, end in bus.end_offsets(topic).items()}
+    deadline = monotonic() + timeout_s
+    while ends := unread(reader, ends):
+        if monotonic() > deadline:
+            raise FatalError(f"{what} could not be read within {timeout_s:.0f} s")
+        poll(poll_s)
 
 
 def read_to_end(

@@ -6,7 +6,6 @@ own, checked, and moved into place.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from infra.contracts.errors import ConfigurationError
+from infra.files import sha256_of
 
 PARALLEL_DOWNLOADS = 6
 DOWNLOAD_TIMEOUT_S = 60
@@ -87,7 +87,7 @@ def fetch_jars(
 
         def place(jar: Jar) -> None:
             path = download(jar, Path(folder))
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = sha256_of(path)
             if digest != jar.sha256:
                 raise ConfigurationError(
                     f"{jar} as downloaded has SHA-256 {digest}, the pinned one is {jar.sha256}: "

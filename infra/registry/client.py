@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 from uuid import uuid4
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus, Publisher, unread
-from infra.contracts.errors import ContractError, FatalError
+from infra.contracts.bus import Bus, Publisher, catch_up
+from infra.contracts.errors import ContractError
 from infra.contracts.events import Event, ModelVersionPublished, RolloutChanged
 from infra.registry.state import RegistryState
 from observability.propagation import inject
@@ -84,17 +83,19 @@ class RegistryWatcher:
 
     def catch_up(self, timeout_s: float = 30) -> None:
         """Poll up to the ends that the topics have now. Raises FatalError after ``timeout_s``."""
-        ends = {
-            position: end
-            for topic in TOPICS
-            for position, end in self._bus.end_offsets(topic).items()
-        }
-        deadline = time.monotonic() + timeout_s
-        while ends := unread(self._reader, ends):
-            if time.monotonic() > deadline:
-                raise FatalError(f"the registry topics could not be read within {timeout_s:.0f} s")
-            self.poll(0.2)
+        what = "the registry topics"
+        catch_up(self._bus, self._reader, TOPICS, self.poll, what=what, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Let go of the connection."""
         self._reader.close()
+
+
+def read_registry(bus: Bus) -> RegistryState:
+    """The registry as it stands now. Raises FatalError when the topics cannot be read."""
+    watcher = RegistryWatcher(bus)
+    try:
+        watcher.catch_up()
+    finally:
+        watcher.close()
+    return watcher.state

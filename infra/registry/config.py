@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from uuid import uuid4
 
@@ -11,9 +10,9 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus, Publisher, Record, unread
+from infra.contracts.bus import Bus, Publisher, Record, catch_up
 from infra.contracts.config_keys import ConfigState, InvalidSetting, Value, parse
-from infra.contracts.errors import ContractError, FatalError, RetryableError
+from infra.contracts.errors import ContractError, RetryableError
 from infra.contracts.events import ConfigChanged
 from infra.registry.client import ACKNOWLEDGE_TIMEOUT_S, SOURCE
 from observability.propagation import inject
@@ -79,12 +78,7 @@ class ConfigWatcher:
 
     def catch_up(self, timeout_s: float = 30) -> None:
         """Poll up to the end that the topic has now. Raises FatalError after ``timeout_s``."""
-        ends = dict(self._bus.end_offsets(TOPIC))
-        deadline = time.monotonic() + timeout_s
-        while ends := unread(self._reader, ends):
-            if time.monotonic() > deadline:
-                raise FatalError(f"{TOPIC} could not be read within {timeout_s:.0f} s")
-            self.poll(0.2)
+        catch_up(self._bus, self._reader, [TOPIC], self.poll, what=TOPIC, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Let go of the connection."""

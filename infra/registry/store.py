@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import msgspec
 
 from infra.contracts.errors import FeedloomError
 from infra.contracts.events import ArtifactFile, ModelVersionPublished
+from infra.files import sha256_of, sync
 
 HUB_SCHEME = "hf"
 DIGEST_LENGTH = 16
@@ -60,7 +60,7 @@ class ArtifactStore:
                 copy = staging / file.path
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(directory / file.path, copy)
-                _sync(copy)
+                sync(copy)
             if manifest_of(staging) != manifest:
                 raise ArtifactRejected(f"{directory} changed while it was copied")
             staging.chmod(0o755)
@@ -71,7 +71,7 @@ class ArtifactStore:
                     raise
                 # Another process put this version first.
                 self._kept(target, manifest)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target.as_uri(), manifest
@@ -125,15 +125,6 @@ def digest_of(manifest: Sequence[ArtifactFile]) -> str:
     return hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()
 
 
-def _sync(path: Path) -> None:
-    """Ask for ``path`` to be on the disk, so that a power cut leaves no renamed empty files."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def manifest_of(directory: Path) -> tuple[ArtifactFile, ...]:
     """Every file below ``directory``, by path. Raises ArtifactRejected on a link or no folder."""
     if not directory.is_dir():
@@ -143,13 +134,11 @@ def manifest_of(directory: Path) -> tuple[ArtifactFile, ...]:
         if path.is_symlink():
             raise ArtifactRejected(f"{path} is a link")
         if path.is_file():
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
             files.append(
                 ArtifactFile(
                     path=path.relative_to(directory).as_posix(),
                     size=path.stat().st_size,
-                    sha256=digest,
+                    sha256=sha256_of(path),
                 )
             )
     return tuple(files)

@@ -21,12 +21,12 @@ from trainer.baselines import LstmLanguageModel, NgramModel
 from trainer.commands import trainer
 from trainer.evaluation import evaluate
 from trainer.objectives import (
-    CausalCollator,
     MaskedCollator,
     PiecesCollator,
     SpanCorruptionCollator,
     noise_mask,
     pieces,
+    stacked,
 )
 from trainer.packing import IGNORED, Block, document, fill
 from trainer.pile import PileMeta, PileRow, write_shards
@@ -57,7 +57,7 @@ def test_what_shares_a_row_is_not_seen_by_its_neighbours(name: str) -> None:
     blocks = blocks_of(10, 15, 30, 9)
     assert sum(len(pieces(block)) for block in blocks) == 5
     with torch.inference_mode():
-        packed = model(**CausalCollator()(blocks), use_cache=False).loss
+        packed = model(**stacked(blocks), use_cache=False).loss
         apart = model(**PiecesCollator(SHAPE.padding)(blocks)).loss
     assert float(packed) == pytest.approx(float(apart), abs=1e-5)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from infra.contracts.errors import ConfigurationError, FeedloomError
+from infra.files import sha256_of, whole_file
 from trainer.pile import PileRow, read_shards, shard_paths, write_shards
 from trainer.preparation.duplicates import Contamination, exact_copies, near_copies
 from trainer.preparation.mixture import PILE_WEIGHTS, interleave, quotas
@@ -169,9 +169,8 @@ def prepare(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
         malformed=malformed,
         seconds=time.monotonic() - begin,
     )
-    staging = plan.directory / f".{REPORT}"
-    staging.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-    os.replace(staging, plan.directory / REPORT)
+    with whole_file(plan.directory / REPORT) as stream:
+        stream.write(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     shutil.rmtree(work)
     return report
 
@@ -376,7 +375,4 @@ def _whole_steps(left: Sequence[Amount], contaminated: Mapping[str, int]) -> lis
 
 
 def _shards(directory: Path) -> list[Shard]:
-    return [
-        Shard(name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in shard_paths(directory)
-    ]
+    return [Shard(name=path.name, sha256=sha256_of(path)) for path in shard_paths(directory)]

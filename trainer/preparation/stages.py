@@ -6,7 +6,6 @@ folder; ``NNNNN.json`` is written last and says that the part is complete.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -17,7 +16,8 @@ from pathlib import Path
 import msgspec
 from datatrove.data import Document
 
-from trainer.pile import SUFFIX, PileRow, ShardWriter, read_shards
+from infra.files import whole_file
+from trainer.pile import SUFFIX, PileRow, WriteRow, read_shards, shard_writer
 from trainer.preparation.duplicates import Contamination, digest, sign
 from trainer.preparation.sources import Malformed, Source, read_source
 from trainer.preparation.steps import StepCounts, build_steps
@@ -88,10 +88,10 @@ def clean(
     built = build_steps(steps, languages)
     for step in built:
         passing = step.run(passing)
-    with ShardWriter(part_path(work, part)) as writer:
+    with shard_writer(part_path(work, part)) as write:
         for row in passing:
             digests += digest(row.text)
-            writer.write(row)
+            write(row)
     report = PartReport(
         source=source.location,
         documents=amount.documents,
@@ -136,7 +136,7 @@ def sort_part(
     contamination = Contamination(work / "evaluation", {})
     dropped: dict[str, int] = {}
     sizes: dict[str, Sizes] = {}
-    writers: dict[str, ShardWriter] = {}
+    writers: dict[str, WriteRow] = {}
     with ExitStack() as stack:
         for row in distinct(work, part, copies, near):
             if is_heldout(row.text, heldout):
@@ -150,8 +150,8 @@ def sort_part(
                 readable = _UNSAFE.sub("-", name)[:40]
                 file = f"{part:05d}-{len(writers):02d}-{readable}{SUFFIX}"
                 sizes[name] = Sizes(file=file, bytes=[])
-                writers[name] = stack.enter_context(ShardWriter(work / "sets" / file))
-            writers[name].write(row)
+                writers[name] = stack.enter_context(shard_writer(work / "sets" / file))
+            writers[name](row)
             sizes[name].bytes.append(len(row.text.encode()))
     return sizes, dropped
 
@@ -174,9 +174,5 @@ def is_heldout(text: str, share: float) -> bool:
 
 
 def _write(path: Path, data: bytes) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staging.write_bytes(data)
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with whole_file(path) as stream:
+        stream.write(data)
