@@ -286,7 +286,12 @@ class Dispatcher:
             started = known.started_ms
         else:
             started = state.since_ms if resumption is not None else self._now_ms()
+        base = state.tracker.base
         if not state.tracker.deliver(record.offset, started):
+            if state.tracker.base != base:
+                # An earlier owner finished it: no outcome of it will carry the new base.
+                assert self._log is not None
+                self._log.touch([partition])
             return
         if known is not None:
             # Taken before the partitions were dealt out again, and not committed.

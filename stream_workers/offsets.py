@@ -39,6 +39,11 @@ class Position:
     finished: tuple[tuple[int, int], ...] = ()
     since_ms: int = 0
 
+    @property
+    def finished_end(self) -> int:
+        """The offset after the last finished one."""
+        return self.finished[-1][1] if self.finished else self.base
+
     def is_finished(self, offset: int) -> bool:
         """Whether nothing is left to do for this offset."""
         if offset < self.base:

@@ -1,9 +1,9 @@
 """What earlier owners left of newly assigned partitions. Reads topics; blocking, for a thread.
 
 Two things are on the topics already and need no table of their own. The token log (the chunks
-topic) says what was emitted of requests that nobody finished. And every request below a
-partition's committed offset is finished, so the requests topic itself remembers which ids were
-answered: enough to know a duplicate submit.
+topic) says what was emitted of requests that nobody finished. And a partition's position says
+which requests are finished, below the committed offset and beyond it, so the requests topic itself
+remembers which ids were answered: enough to know a duplicate submit.
 """
 
 from __future__ import annotations
@@ -139,13 +139,13 @@ def _answered(
     bus: Bus, positions: Mapping[TopicPartition, Position], remember: int
 ) -> Iterator[RequestKey]:
     for topic in sorted({partition.topic for partition in positions}):
-        ends = {
-            partition: position.base
-            for partition, position in positions.items()
-            if partition.topic == topic and position.base > 0
-        }
-        starts = {partition: max(0, end - remember) for partition, end in ends.items()}
+        here = {p: position for p, position in positions.items() if p.topic == topic}
+        starts = {p: max(0, position.base - remember) for p, position in here.items()}
+        ends = {p: position.finished_end for p, position in here.items()}
         for record in _read(bus, topic, starts, ends):
+            partition = TopicPartition(record.topic, record.partition)
+            if not positions[partition].is_finished(record.offset):
+                continue
             try:
                 ids = _IDS.decode(record.value or b"")
             except (msgspec.DecodeError, UnicodeDecodeError):

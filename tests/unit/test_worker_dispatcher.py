@@ -146,12 +146,12 @@ class Worker:
         self.tasks = [asyncio.ensure_future(self.log.run())]
 
     def _recover(self, positions: Mapping[TopicPartition, Position]) -> Recovered:
-        """What is below the base was answered: the requests topic remembers it."""
+        """What is finished was answered: the requests topic remembers it."""
         answered = [
             ((record.value or b"").decode(), "s")
             for partition, position in positions.items()
             for record in self.broker.logs[partition]
-            if record.offset < position.base
+            if position.is_finished(record.offset)
         ]
         return Recovered(answered=answered)
 
@@ -378,5 +378,5 @@ def _no_waiting() -> Any:
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 TestPlatform = Platform.TestCase
 TestPlatform.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, phases=NO_SHRINK
+    max_examples=200, stateful_step_count=40, deadline=None, phases=NO_SHRINK
 )
