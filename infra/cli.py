@@ -21,7 +21,7 @@ SUMMARIES = {
     "demo": "Run the whole loop on real Kafka and real vLLM, and print a report.",
     "dlq": "List, show, replay and drop dead letters.",
     "doctor": "Check Java, ports, disk, memory, model and broker.",
-    "feedback": "Say what you think of one result.",
+    "feedback": "Say what you think of a result; have it forgotten.",
     "generate": "Ask for one completion.",
     "kafka": "Start, stop and inspect the embedded Kafka broker.",
     "models": "Build, publish, list, compare and verify model versions.",

@@ -1,11 +1,10 @@
-"""``feedloom generate``, ``feedloom publish`` and ``feedloom feedback``."""
+"""``feedloom generate`` and ``feedloom publish``."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -117,44 +116,3 @@ def publish(
     if failed:
         click.echo(f"feedloom: {failed} of the lines failed; see above", err=True)
         sys.exit(1)
-
-
-@click.command()
-@click.argument("request_id")
-@click.option("--rating", type=click.Choice(["up", "down"]))
-@click.option("--score", type=float, help="0 to 1.")
-@click.option("--edit", help="The text as it should have been.")
-@click.option("--prefer", nargs=2, metavar="BETTER WORSE", help="Of two answers, the better one.")
-@click.option("--comment")
-def feedback(
-    request_id: str,
-    rating: Literal["up", "down"] | None,
-    score: float | None,
-    edit: str | None,
-    prefer: tuple[str, str] | None,
-    comment: str | None,
-) -> None:
-    """Say what you think of the result of REQUEST_ID."""
-    from infra.kafka.bus import connect
-    from infra.settings import load_settings
-    from observability.setup import configure_telemetry
-    from producers.feedback import FeedbackClient
-
-    if all(given is None for given in (rating, score, edit, prefer, comment)):
-        raise click.UsageError("give --rating, --score, --edit, --prefer or --comment")
-    settings = load_settings()
-    with (
-        configure_telemetry("feedloom-cli", settings.telemetry),
-        FeedbackClient(connect(settings), source="feedloom-cli") as client,
-    ):
-        if rating is not None:
-            client.rate(request_id, rating)
-        if score is not None:
-            client.grade(request_id, score)
-        if edit is not None:
-            client.edit(request_id, edit)
-        if prefer is not None:
-            client.prefer(request_id, *prefer)
-        if comment is not None:
-            client.comment(request_id, comment)
-    click.echo(f"feedback on {request_id} is published")

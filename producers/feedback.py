@@ -1,4 +1,7 @@
-"""Say what you think of a result: rating, score, edit, preferred and rejected pair, comment."""
+"""Say what you think of a result: rating, score, edit, preferred and rejected pair, comment.
+
+Or ask that what was said of it be forgotten.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, RecordPosition
-from infra.contracts.events import FeedbackReceived, PreferencePair
+from infra.contracts.events import Event, FeedbackForgotten, FeedbackReceived, PreferencePair
 from observability.propagation import inject
 from producers.errors import InvalidFeedback
 
@@ -25,7 +28,7 @@ MAXIMUM_ID = 256
 class FeedbackClient:
     """A context manager; leaving it waits until all feedback is written, and raises if it is not.
 
-    Every method returns the new feedback's id.
+    Every method that gives feedback returns its id.
     """
 
     def __init__(self, bus: Bus, *, source: str, principal: str | None = None) -> None:
@@ -65,6 +68,21 @@ class FeedbackClient:
             raise InvalidFeedback("the comment is empty")
         return self._publish(self._event(request_id, comment=comment))
 
+    def forget(self, request_id: str, *, reason: str | None = None) -> None:
+        """Take all feedback on this answer, past and future, out of every later training run.
+
+        The workers that join feedback do it as they read this; versions that learnt from it are
+        flagged (``feedloom feedback lineage``).
+        """
+        self._check(request_id)
+        event = FeedbackForgotten(
+            request_id=request_id,
+            forgotten_at_ms=_now_ms(),
+            reason=reason,
+            principal=self._principal,
+        )
+        self._send(catalogue.FORGOTTEN.name, event, request_id, event_id=str(uuid4()))
+
     def close(self) -> None:
         """Wait until everything is written; raises the first delivery error. Safe to call twice."""
         self._publisher.close()
@@ -93,12 +111,11 @@ class FeedbackClient:
         pair: PreferencePair | None = None,
         comment: str | None = None,
     ) -> FeedbackReceived:
-        if not 1 <= len(request_id) <= MAXIMUM_ID:
-            raise InvalidFeedback(f"a request id has 1 to {MAXIMUM_ID} characters")
+        self._check(request_id)
         return FeedbackReceived(
             feedback_id=str(uuid4()),
             request_id=request_id,
-            created_at_ms=time.time_ns() // 1_000_000,
+            created_at_ms=_now_ms(),
             rating=rating,
             score=score,
             edited_text=edited_text,
@@ -107,20 +124,31 @@ class FeedbackClient:
             principal=self._principal,
         )
 
+    @staticmethod
+    def _check(request_id: str) -> None:
+        if not 1 <= len(request_id) <= MAXIMUM_ID:
+            raise InvalidFeedback(f"a request id has 1 to {MAXIMUM_ID} characters")
+
     def _publish(self, event: FeedbackReceived) -> str:
-        topic = catalogue.FEEDBACK.name
+        self._send(catalogue.FEEDBACK.name, event, event.request_id, event_id=event.feedback_id)
+        return event.feedback_id
+
+    def _send(self, topic: str, event: Event, request_id: str, *, event_id: str) -> None:
         with tracer.start_as_current_span(
             f"send {topic}",
             kind=SpanKind.PRODUCER,
-            attributes={"feedloom.request.id": event.request_id},
+            attributes={"feedloom.request.id": request_id},
         ):
-            headers = codec.event_headers(event, event_id=event.feedback_id, source=self._source)
+            headers = codec.event_headers(event, event_id=event_id, source=self._source)
             self._pending.append(
                 self._publisher.publish(
                     topic,
-                    key=event.request_id.encode(),
+                    key=request_id.encode(),
                     value=codec.encode(event),
                     headers=inject(headers),
                 )
             )
-        return event.feedback_id
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

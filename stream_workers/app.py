@@ -17,14 +17,19 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from infra.contracts.bus import Record
-from infra.contracts.catalogue import FEEDBACK, REQUESTS, REQUESTS_BATCH, RESULTS
+from infra.contracts.catalogue import FEEDBACK, FORGOTTEN, REQUESTS, REQUESTS_BATCH, RESULTS
 from infra.contracts.codec import decode
 from infra.contracts.errors import ConfigurationError, ContractError, MalformedRecord
-from infra.contracts.events import FeedbackReceived, GenerationResult
+from infra.contracts.events import (
+    FeedbackExample,
+    FeedbackForgotten,
+    FeedbackReceived,
+    GenerationResult,
+)
 from infra.settings import KafkaSettings, WorkerSettings
 from observability.tracing import span
 from stream_workers.consumer import RequestTransport, Stored
-from stream_workers.feedback import decode_state, encode_state, join
+from stream_workers.feedback import Joined, decode_state, encode_state, join
 from stream_workers.sink import KafkaSink
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
@@ -129,7 +134,7 @@ def aiokafka_options(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 class FeedbackJoin:
-    """Agents that join results with feedback in a table, and publish examples."""
+    """Agents that join results with feedback in a table, publish examples, and forget them."""
 
     def __init__(self, app: Any, *, prefix: str, sink: KafkaSink) -> None:
         self._app = app
@@ -139,6 +144,7 @@ class FeedbackJoin:
         self._table = app.Table("feedback-join", key_type=bytes, value_type=bytes)
         app.agent(self._topic(RESULTS.name), name="join-results")(self._join_results)
         app.agent(self._topic(FEEDBACK.name), name="join-feedback")(self._join_feedback)
+        app.agent(self._topic(FORGOTTEN.name), name="forget-feedback")(self._forget)
 
     def _topic(self, name: str) -> Any:
         return self._app.topic(
@@ -157,9 +163,11 @@ class FeedbackJoin:
         async for event in stream.events():
             await self._join(event, FeedbackReceived)
 
-    async def _join(
-        self, event: Any, kind: type[GenerationResult] | type[FeedbackReceived]
-    ) -> None:
+    async def _forget(self, stream: Any) -> None:
+        async for event in stream.events():
+            await self._join(event, FeedbackForgotten)
+
+    async def _join(self, event: Any, kind: type[Joined]) -> None:
         record = _record(event.message, self._prefix)
         with span(
             _TRACER, f"process {record.topic}", kind=SpanKind.CONSUMER, parent=record.headers
@@ -173,9 +181,11 @@ class FeedbackJoin:
                 return
             key = received.request_id.encode()
             state = decode_state(self._table.get(key))
-            following, example = join(state, received)
-            if example is not None:
-                await self._sink.example(example, record)
+            following, found = join(state, received)
+            if isinstance(found, FeedbackExample):
+                await self._sink.example(found, record)
+            elif found is not None:
+                await self._sink.forget(found, record)
             if following != state:
                 self._table[key] = encode_state(following)
 

@@ -1,14 +1,22 @@
-"""Joins feedback with the result it speaks of. A pure reducer; the table around it is in ``app``.
+"""Joins feedback with the result it speaks of, until it is forgotten. A pure reducer.
 
-Either side may come first. Whenever a result and new feedback meet, the merged example of all
-feedback so far is given out; it replaces the older one under the same key.
+The table around it is in ``app``. Either side may come first. Whenever a result and new feedback
+meet, the merged example of all feedback so far is given out; it replaces the older one under the
+same key. Once somebody asked to forget a request, nothing is kept of it but that.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from infra.contracts.events import FeedbackExample, FeedbackReceived, GenerationResult
+from infra.contracts.events import (
+    FeedbackExample,
+    FeedbackForgotten,
+    FeedbackReceived,
+    GenerationResult,
+)
+
+Joined = GenerationResult | FeedbackReceived | FeedbackForgotten
 
 
 class JoinState(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +24,7 @@ class JoinState(msgspec.Struct, frozen=True, kw_only=True):
 
     result: GenerationResult | None = None
     feedback: tuple[FeedbackReceived, ...] = ()
+    forgotten: bool = False
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -33,12 +42,17 @@ def decode_state(data: bytes | None) -> JoinState:
 
 
 def join(
-    state: JoinState, event: GenerationResult | FeedbackReceived
-) -> tuple[JoinState, FeedbackExample | None]:
-    """The next state, and the example to publish, if this event completed or changed one.
+    state: JoinState, event: Joined
+) -> tuple[JoinState, FeedbackExample | FeedbackForgotten | None]:
+    """The next state, and what to publish: the example, if this event completed or changed one,
+    or that it is forgotten.
 
-    Replayed feedback publishes the example again: the first publication may have been lost.
+    A replayed event publishes again: the first publication may have been lost.
     """
+    if isinstance(event, FeedbackForgotten):
+        return JoinState(forgotten=True), event
+    if state.forgotten:
+        return state, None
     if isinstance(event, GenerationResult):
         # The first result stands. An error has no answer that feedback could be about.
         if state.result is not None or event.finish_reason == "error":

@@ -21,6 +21,7 @@ from infra.contracts.catalogue import (
     CANCELLATIONS,
     CHUNKS,
     FEEDBACK,
+    FORGOTTEN,
     REQUESTS,
     REQUESTS_BATCH,
     RESULTS,
@@ -113,7 +114,7 @@ def _log_failure(future: Future[RecordPosition]) -> None:
 
 def joint_partitions(bus: Bus) -> int:
     """The partition count that the worker's topics share. Raises ConfigurationError."""
-    names = (REQUESTS.name, REQUESTS_BATCH.name, RESULTS.name, FEEDBACK.name)
+    names = (REQUESTS.name, REQUESTS_BATCH.name, RESULTS.name, FEEDBACK.name, FORGOTTEN.name)
     counts = {name: len(bus.end_offsets(name)) for name in names}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ConfigurationError(

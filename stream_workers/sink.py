@@ -15,6 +15,7 @@ from infra.contracts.codec import Headers, dead_letter_headers, encode, event_he
 from infra.contracts.events import (
     Event,
     FeedbackExample,
+    FeedbackForgotten,
     GenerationChunk,
     GenerationRequest,
     GenerationResult,
@@ -126,6 +127,20 @@ class KafkaSink:
                     None,
                     None,
                     self._headers(example, uuid.uuid4().hex, source.headers),
+                )
+            )
+
+    async def forget(self, event: FeedbackForgotten, source: Record) -> None:
+        """A tombstone in place of its example. Returns once the broker has it."""
+        with span(_TRACER, f"send {EXAMPLES.name}", kind=SpanKind.PRODUCER):
+            await (
+                await self._producer.send(
+                    self._prefix + EXAMPLES.name,
+                    event.request_id.encode(),
+                    None,
+                    None,
+                    None,
+                    self._headers(event, uuid.uuid4().hex, source.headers),
                 )
             )
 

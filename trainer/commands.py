@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trainer.pretrain_command import pretrain
-from trainer.version_commands import diff, list_versions, show, verify
+from trainer.version_commands import diff, lineage, list_versions, show, verify
 
 
 @click.group()
@@ -43,7 +43,7 @@ def bootstrap(force: bool, no_register: bool, quiet: bool) -> None:
         click.echo("registered as version 1" if registered else "the registry has versions already")
 
 
-for command in (list_versions, show, diff, verify):
+for command in (list_versions, show, diff, lineage, verify):
     models.add_command(command)
 
 
@@ -53,6 +53,8 @@ for command in (list_versions, show, diff, verify):
 @click.option("--stable", is_flag=True, help="Also make it the stable version.")
 def register(directory: Path, model: str, stable: bool) -> None:
     """Publish the model in DIRECTORY as the next version."""
+    from importlib.metadata import version as package_version
+
     from infra.contracts.errors import ConfigurationError
     from infra.contracts.events import Lineage
     from infra.kafka.bus import connect
@@ -71,7 +73,7 @@ def register(directory: Path, model: str, stable: bool) -> None:
             version = publish(
                 directory,
                 model=model,
-                lineage=Lineage(objective="imported", code_version=state.next_version(model)),
+                lineage=Lineage(objective="imported", code_version=package_version("feedloom")),
                 metrics={},
                 store=ArtifactStore(settings.artifacts),
                 state=state,

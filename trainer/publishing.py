@@ -24,11 +24,13 @@ log = logging.getLogger(__name__)
 def published_from(
     state: RegistryState, model: str, lineage: Lineage
 ) -> ModelVersionPublished | None:
-    """The version already trained from this parent and these offsets, if there is one.
+    """The version already trained from this parent and this feedback, if there is one.
 
     A trainer that died after publishing finds its own work here, and does not publish it twice. A
     rejected one does not count: somebody may try again with other settings.
     """
+    if not lineage.feedback:
+        return None  # nothing tells one import from another
     for version in state.versions(model):
         same_parent = version.lineage.parent == lineage.parent
         same_feedback = version.lineage.feedback == lineage.feedback

@@ -1,8 +1,8 @@
 """The typed topic catalogue: one entry a topic, with what it carries and how long it is kept.
 
-Results and feedback are co-partitioned by request id (same key, same count), so that the join
-needs no shuffle. Request topics are over-partitioned from the first day: an autoscaler cannot run
-more workers than partitions.
+Results, feedback and what is to be forgotten are co-partitioned by request id (same key, same
+count), so that the join needs no shuffle. Request topics are over-partitioned from the first day:
+an autoscaler cannot run more workers than partitions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from infra.contracts.events import (
     ConfigChanged,
     Event,
     FeedbackExample,
+    FeedbackForgotten,
     FeedbackReceived,
     GenerationCancellation,
     GenerationChunk,
@@ -107,6 +108,15 @@ FEEDBACK = TopicSpec(
     retention_ms=90 * DAY_MS,
     dead_letter=True,
 )
+FORGOTTEN = TopicSpec(
+    name="feedback.forgotten",
+    event=FeedbackForgotten,
+    key="request id",
+    purpose="Answers whose feedback is to be forgotten: who asked, when and why.",
+    partitions=12,
+    cleanup_policy="compact",
+    dead_letter=True,
+)
 EXAMPLES = TopicSpec(
     name="feedback.examples",
     event=FeedbackExample,
@@ -157,6 +167,7 @@ CATALOGUE: tuple[TopicSpec, ...] = (
     CHUNKS,
     RESULTS,
     FEEDBACK,
+    FORGOTTEN,
     EXAMPLES,
     REGISTRY,
     ROLLOUTS,

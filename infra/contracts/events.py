@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
 EpochMs = Annotated[int, Meta(ge=0)]
@@ -253,6 +253,19 @@ class FeedbackReceived(Event, frozen=True, kw_only=True, tag="FeedbackReceived")
             )
 
 
+class FeedbackForgotten(Event, frozen=True, kw_only=True, tag="FeedbackForgotten"):
+    """Somebody asked that the feedback on one answer be forgotten, now and whatever still comes.
+
+    The example is taken out of every later run; versions that learnt from it are flagged.
+    ``principal``: who asked.
+    """
+
+    request_id: Identifier
+    forgotten_at_ms: EpochMs
+    reason: str | None = None
+    principal: str | None = None
+
+
 class FeedbackExample(Event, frozen=True, kw_only=True, tag="FeedbackExample"):
     """All feedback on one answer, joined with its prompt and output: what the trainer reads.
 
@@ -425,6 +438,7 @@ AnyEvent = (
     | GenerationChunk
     | GenerationResult
     | FeedbackReceived
+    | FeedbackForgotten
     | FeedbackExample
     | ModelVersionPublished
     | RolloutChanged
@@ -438,6 +452,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     GenerationChunk,
     GenerationResult,
     FeedbackReceived,
+    FeedbackForgotten,
     FeedbackExample,
     ModelVersionPublished,
     RolloutChanged,

@@ -15,6 +15,7 @@ TRAINING = {
     "replay_fraction": "0.9",
     "learning_rate": "0.001",
     "lora_rank": "0",
+    "max_train_seconds": "75",
 }
 """Unless they are set: a small model that was trained for minutes has much to learn from replayed
 text, by all its weights, and nothing to lose at a rate that would spoil a better one."""

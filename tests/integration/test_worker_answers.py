@@ -12,6 +12,7 @@ from infra.contracts.events import (
     GenerationResult,
     SamplingParameters,
 )
+from infra.registry.lineage import taken_out
 from producers.client import GenerationClient
 from producers.feedback import FeedbackClient
 
@@ -90,6 +91,40 @@ def test_feedback_becomes_an_example_whichever_side_comes_first(workers: Workers
     assert (found["early"].ups, found["early"].prompt) == (1, PROMPT)
     assert found["late"].edited_text == "a better text"
     assert found["late"].pairs[0].preferred == "good"
+
+
+def test_forgotten_feedback_leaves_a_tombstone_and_never_comes_back(workers: Workers) -> None:
+    workers.start()
+
+    def newest() -> dict[str, bytes | None]:
+        records = workers.records(catalogue.EXAMPLES.name)
+        return {(record.key or b"").decode(): record.value for record in records}
+
+    with GenerationClient(workers.bus, source="test") as client:
+        for name in ("keep", "erase"):
+            client.submit(PROMPT, request_id=name).result(60)
+    with FeedbackClient(workers.bus, source="test") as feedback:
+        for name in ("keep", "erase"):
+            feedback.rate(name, "up")
+    workers.wait("both examples", lambda: set(newest()) == {"keep", "erase"})
+    with FeedbackClient(workers.bus, source="test") as feedback:
+        feedback.forget("erase", reason="asked")
+        feedback.forget("never-heard-of")
+    workers.wait("the tombstone", lambda: newest()["erase"] is None)
+    assert taken_out(workers.bus, ["erase", "keep"]) == {"erase"}
+    with FeedbackClient(workers.bus, source="test") as feedback:
+        feedback.edit("erase", "said again")
+        feedback.edit("keep", "a better text")
+    workers.wait("the edit", lambda: b"a better text" in (newest()["keep"] or b""))
+    # Another worker knows it too: the table's memory is on its changelog.
+    for child in workers.children:
+        assert child.stop(60) == 0
+    workers.start()
+    with FeedbackClient(workers.bus, source="test") as feedback:
+        feedback.edit("erase", "and again")
+        feedback.edit("keep", "the best text")
+    workers.wait("the second edit", lambda: b"the best text" in (newest()["keep"] or b""))
+    assert newest()["erase"] is None
 
 
 def test_a_worker_switches_in_flight_and_refuses_a_spoilt_artifact(workers: Workers) -> None:

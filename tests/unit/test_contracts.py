@@ -22,6 +22,7 @@ from infra.contracts.events import (
     ConfigChanged,
     Event,
     FeedbackExample,
+    FeedbackForgotten,
     FeedbackReceived,
     GateCheck,
     GateDecision,
@@ -165,6 +166,9 @@ SAMPLES: tuple[Event, ...] = (
     ),
     RolloutChanged(
         model="default", revision=2, stable="1", changed_at_ms=NOW, candidate="2", state="canary"
+    ),
+    FeedbackForgotten(
+        request_id="r1", forgotten_at_ms=NOW, reason="asked by mail", principal="ada"
     ),
     ConfigChanged(key="k", value="1", revision=1, changed_at_ms=NOW),
     WorkerStatusReported(

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from infra.contracts import catalogue, codec
 from infra.contracts.events import (
     ChatMessage,
+    FeedbackForgotten,
     FeedbackReceived,
     GenerationCancellation,
     GenerationChunk,
@@ -27,9 +28,9 @@ from infra.testing import InMemoryBus
 from producers.affinity import home_partition
 from producers.aio import AsyncGenerationClient
 from producers.client import GenerationClient
-from producers.commands import feedback as feedback_command
 from producers.errors import ClientClosed, InvalidFeedback, ResultTimeout
 from producers.feedback import FeedbackClient
+from producers.feedback_commands import feedback as feedback_command
 from producers.files import publish_lines
 
 
@@ -208,6 +209,7 @@ def test_a_file_of_prompts_keeps_its_order_and_names_bad_lines(bus: InMemoryBus)
         lambda client: client.prefer("r", "same", "same"),
         lambda client: client.comment("r", ""),
         lambda client: client.rate("", "up"),
+        lambda client: client.forget(""),
     ],
 )
 def test_feedback_that_says_nothing_is_refused(
@@ -224,6 +226,14 @@ def test_feedback_is_keyed_by_request(bus: InMemoryBus) -> None:
     (record,) = bus.records(catalogue.FEEDBACK.name)
     event = codec.decode(record.value or b"", FeedbackReceived)
     assert (record.key, event.feedback_id, event.principal) == (b"r1", feedback_id, "ada")
+
+
+def test_a_request_to_forget_is_kept_with_its_reason(bus: InMemoryBus) -> None:
+    with FeedbackClient(bus, source="test", principal="ada") as client:
+        client.forget("r1", reason="asked")
+    (record,) = bus.records(catalogue.FORGOTTEN.name)
+    event = codec.decode(record.value or b"", FeedbackForgotten)
+    assert (record.key, event.reason, event.principal) == (b"r1", "asked", "ada")
 
 
 def test_the_feedback_command_wants_something_to_say() -> None:
