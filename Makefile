@@ -57,7 +57,7 @@ lock: $(UV) ## resolve pyproject.toml again into requirements/*.txt
 	@for kind in cpu gpu; do \
 		worker=$$([ $$kind = cpu ] && echo worker-cpu || echo worker); \
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-			--no-header --extra $$worker --extra trainer --extra local --extra dev \
+			--no-header --extra $$worker --extra trainer --extra local --extra s3 --extra dev \
 			pyproject.toml -o requirements/$$kind.txt || exit 1; done
 
 clean: ## remove .venv and everything under .feedloom

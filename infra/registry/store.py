@@ -2,60 +2,152 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import msgspec
+from infra.contracts.events import ModelVersionPublished
+from infra.files import sync
+from infra.registry.errors import ArtifactRejected, ArtifactStoreFailed
+from infra.registry.manifest import (
+    SIGNATURE,
+    Manifest,
+    bytes_of,
+    check,
+    digest_of,
+    manifest_of,
+    refuse_code,
+    refuse_strays,
+)
+from infra.registry.remote import RemoteStore
+from infra.registry.signing import PUBLIC_KEY_SETTING, Signer, Verifier
+from infra.settings import ArtifactStoreSettings
 
-from infra.contracts.errors import FeedloomError
-from infra.contracts.events import ArtifactFile, ModelVersionPublished
-from infra.files import sha256_of, sync
+__all__ = ["ArtifactRejected", "ArtifactStore", "ArtifactStoreFailed", "digest_of", "manifest_of"]
 
 HUB_SCHEME = "hf"
 DIGEST_LENGTH = 16
-RUNS_CODE = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".py", ".so"})
-"""Pickles, and what Python or the loader would run."""
-
-
-class ArtifactRejected(FeedloomError):
-    """An artifact is not what its manifest says, and must not be loaded."""
 
 
 class ArtifactStore:
-    """Versions as folders ``root/MODEL/VERSION-DIGEST``, written once.
+    """Versions as folders ``ROOT/MODEL/VERSION-DIGEST``, written once, here or in an object store.
 
     The digest is of the content: a writer that dies before it publishes a version leaves a folder
-    that is in nobody's way, and two writers of one version never meet.
+    that is in nobody's way, and two writers of one version never meet. With a signing key every
+    version is signed; with a public key only versions signed with its pair are resolved.
+
+    Raises ConfigurationError for a key or a URL that cannot be used.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
+    def __init__(self, where: Path | ArtifactStoreSettings) -> None:
+        """``where`` may be just a folder: no keys."""
+        if isinstance(where, Path):
+            where = ArtifactStoreSettings(url=str(where), cache=where / ".cache")
+        self._url = where.url
+        self._signer = Signer(where.signing_key) if where.signing_key else None
+        self._verifier = Verifier(where.public_key) if where.public_key else None
+        self._remote: RemoteStore | None = None
+        if "://" in where.url and urlsplit(where.url).scheme != "file":
+            self._remote = RemoteStore(
+                where.url, cache=where.cache, endpoint_url=where.endpoint_url
+            )
 
-    def put(
-        self, directory: Path, *, model: str, version: str
-    ) -> tuple[str, tuple[ArtifactFile, ...]]:
+    def put(self, directory: Path, *, model: str, version: str) -> tuple[str, Manifest]:
         """Copy a folder in, all or nothing. Returns its URI and manifest.
 
-        Putting the same content again returns the same. Raises ArtifactRejected for a name that is
-        none, a file that can run code, a folder that changes meanwhile, and a kept copy that has
-        been tampered with.
+        Putting the same content again returns the same, signed anew.
+
+        Raises:
+            ArtifactRejected: a name that is none, a file that can run code, a folder that changes
+                meanwhile, or a kept copy that has been tampered with.
+            ArtifactStoreFailed: the disk is full, or the store could not be reached.
         """
         for name in (model, version):
             # One folder a name: else "a/b" and "1" would share a place with "a" and "b/1".
             if not name or name.startswith(".") or not {"/", "\\", "\0"}.isdisjoint(name):
                 raise ArtifactRejected(f"{model}/{version} is not a name for an artifact")
         manifest = manifest_of(directory)
-        _refuse_code(manifest)
-        target = self._root / model / f"{version}-{digest_of(manifest)[:DIGEST_LENGTH]}"
+        refuse_strays(manifest)
+        refuse_code(manifest)
+        name = f"{model}/{version}-{digest_of(manifest)[:DIGEST_LENGTH]}"
+        if self._remote is not None:
+            return self._upload(self._remote, directory, manifest, name), manifest
+        target = _local(self._url).resolve() / name
+        with _explained(target.parent, directory, manifest):
+            self._copy(directory, manifest, target)
+        return target.as_uri(), manifest
+
+    def resolve(self, published: ModelVersionPublished) -> str:
+        """The local folder of a version, every file checked; a hub id for ``hf://`` URIs.
+
+        A version in an object store is downloaded once, into the cache.
+
+        Raises:
+            ArtifactRejected: a file is missing, changed, extra, a link, outside the folder or of a
+                kind that can run code, an upload is half-written, or the signature is not the
+                configured key's; the message names it.
+            ArtifactStoreFailed: the store could not be read, or the cache not written.
+        """
+        uri = urlsplit(published.artifact_uri)
+        if uri.scheme == HUB_SCHEME:
+            self._accept_hub(published)
+            return f"{uri.netloc}{uri.path}"
+        remote = self._remote
+        if uri.scheme != "file" and (remote is None or uri.scheme != remote.scheme):
+            raise ArtifactRejected(
+                f"the store {self._url} reads no {uri.scheme or 'bare'} URIs: {uri.geturl()}"
+            )
+        manifest = published.manifest
+        if not manifest:
+            raise ArtifactRejected(f"{published.artifact_uri} comes without a manifest")
+        refuse_strays(manifest)
+        refuse_code(manifest)
+        if remote is None or uri.scheme == "file":
+            folder = Path(unquote(uri.path))
+            self._accept(folder, manifest, str(folder))
+            return str(folder)
+        name = published.artifact_uri
+        return str(remote.fetch(name, manifest, lambda copy: self._accept(copy, manifest, name)))
+
+    def signature_of(self, folder: str) -> str:
+        """What there is to say of the signature of a folder that ``resolve`` gave."""
+        if self._verifier is not None:
+            return "signature verified"
+        if Path(folder, SIGNATURE).is_file():
+            return f"signature not verified ({PUBLIC_KEY_SETTING} is not set)"
+        return "not signed"
+
+    def _accept_hub(self, published: ModelVersionPublished) -> None:
+        if published.manifest:
+            raise ArtifactRejected("a hub artifact has no manifest to be checked against")
+        if self._verifier is not None:
+            raise ArtifactRejected(
+                f"{published.artifact_uri} is a hub artifact, which nobody signed, and "
+                f"{PUBLIC_KEY_SETTING} asks for a signature"
+            )
+
+    def _accept(self, folder: Path, manifest: Manifest, where: str) -> None:
+        check(folder, manifest, where=where)
+        if self._verifier is not None:
+            self._verifier.verify(folder, manifest, where=where)
+
+    def _upload(self, remote: RemoteStore, directory: Path, manifest: Manifest, name: str) -> str:
+        if self._signer is None:
+            return remote.put(directory, manifest, name)
+        with tempfile.TemporaryDirectory(prefix="feedloom-") as folder:
+            signature = Path(folder, SIGNATURE)
+            self._signer.sign(directory, signature)
+            return remote.put(directory, manifest, name, signature=signature)
+
+    def _copy(self, directory: Path, manifest: Manifest, target: Path) -> None:
         if target.exists():
-            return self._kept(target, manifest)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=target.parent))
-        try:
+            self._keep(target, manifest)
+            return
+        with _staging(target) as staging:
             for file in manifest:
                 copy = staging / file.path
                 copy.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +155,9 @@ class ArtifactStore:
                 sync(copy)
             if manifest_of(staging) != manifest:
                 raise ArtifactRejected(f"{directory} changed while it was copied")
+            if self._signer is not None:
+                self._signer.sign(staging, staging / SIGNATURE)
+                sync(staging / SIGNATURE)
             staging.chmod(0o755)
             try:
                 staging.rename(target)
@@ -70,75 +165,45 @@ class ArtifactStore:
                 if not target.exists():
                     raise
                 # Another process put this version first.
-                self._kept(target, manifest)
+                self._keep(target, manifest)
             sync(target.parent)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        return target.as_uri(), manifest
 
-    @staticmethod
-    def _kept(
-        target: Path, manifest: tuple[ArtifactFile, ...]
-    ) -> tuple[str, tuple[ArtifactFile, ...]]:
+    def _keep(self, target: Path, manifest: Manifest) -> None:
+        """Check what is there already, and sign it with the key of today."""
         if manifest_of(target) != manifest:
             raise ArtifactRejected(f"{target} has been changed since it was written: remove it")
-        return target.as_uri(), manifest
-
-    def resolve(self, published: ModelVersionPublished) -> str:
-        """The local folder of a version, every file checked; a hub id for ``hf://`` URIs.
-
-        Raises:
-            ArtifactRejected: a file is missing, changed, extra, a link, outside the folder or of a
-                kind that can run code; the message names it.
-        """
-        uri = urlsplit(published.artifact_uri)
-        if uri.scheme == HUB_SCHEME:
-            if published.manifest:
-                raise ArtifactRejected("a hub artifact has no manifest to be checked against")
-            return f"{uri.netloc}{uri.path}"
-        if uri.scheme != "file":
-            raise ArtifactRejected(f"no store reads {uri.scheme or 'bare'} URIs: {uri.geturl()}")
-        folder = Path(unquote(uri.path))
-        if not published.manifest:
-            raise ArtifactRejected(f"{folder} comes without a manifest")
-        _refuse_code(published.manifest)
-        found = {file.path: file for file in manifest_of(folder)}
-        for file in published.manifest:
-            if found.pop(file.path, None) != file:
-                raise ArtifactRejected(f"{folder / file.path} is missing or has changed")
-        if found:
-            raise ArtifactRejected(f"{folder} holds a file that was not published: {min(found)}")
-        return str(folder)
+        if self._signer is None:
+            return
+        # Not written in place: a reader would find a file that was not published.
+        with _staging(target) as staging:
+            self._signer.sign(target, staging / SIGNATURE)
+            sync(staging / SIGNATURE)
+            os.replace(staging / SIGNATURE, target / SIGNATURE)
+            sync(target)
 
 
-def _refuse_code(manifest: Sequence[ArtifactFile]) -> None:
-    """Weights come as safetensors, which hold nothing but numbers."""
-    for file in manifest:
-        if Path(file.path).suffix in RUNS_CODE:
-            raise ArtifactRejected(
-                f"{file.path} could run code when it is loaded: save the weights as safetensors"
-            )
+def _local(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path)) if url.startswith("file://") else Path(url)
 
 
-def digest_of(manifest: Sequence[ArtifactFile]) -> str:
-    """SHA-256 of a manifest, hex: one name for the whole content."""
-    return hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` that is gone, or renamed, in the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-def manifest_of(directory: Path) -> tuple[ArtifactFile, ...]:
-    """Every file below ``directory``, by path. Raises ArtifactRejected on a link or no folder."""
-    if not directory.is_dir():
-        raise ArtifactRejected(f"{directory} is not a folder")
-    files = []
-    for path in sorted(directory.rglob("*")):
-        if path.is_symlink():
-            raise ArtifactRejected(f"{path} is a link")
-        if path.is_file():
-            files.append(
-                ArtifactFile(
-                    path=path.relative_to(directory).as_posix(),
-                    size=path.stat().st_size,
-                    sha256=sha256_of(path),
-                )
-            )
-    return tuple(files)
+@contextmanager
+def _explained(store: Path, directory: Path, manifest: Manifest) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        there = next(folder for folder in (store, *store.parents) if folder.exists())
+        raise ArtifactStoreFailed(
+            f"{store} could not take {directory}: it needs {bytes_of(manifest):,} bytes, "
+            f"{shutil.disk_usage(there).free:,} are free: {error}"
+        ) from error

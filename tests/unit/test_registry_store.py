@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import resource
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import msgspec
 import pytest
 
 from infra.contracts.events import ArtifactFile, ModelVersionPublished
-from infra.registry.store import ArtifactRejected, ArtifactStore, manifest_of
+from infra.registry.store import ArtifactRejected, ArtifactStore, ArtifactStoreFailed, manifest_of
 
 
 @pytest.fixture
@@ -82,10 +84,29 @@ def test_a_failed_put_leaves_nothing_behind(
         target.write_bytes(source.read_bytes())
 
     monkeypatch.setattr("infra.registry.store.shutil.copyfile", copy_until_full)
-    with pytest.raises(OSError, match="No space left"):
+    usage = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr("infra.registry.store.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ArtifactStoreFailed) as failed:
         ArtifactStore(tmp_path / "store").put(build, model="m", version="1")
+    assert str(tmp_path / "store" / "m") in str(failed.value)
+    assert "needs 102,402 bytes, 4,096 are free" in str(failed.value)
+    assert "No space left" in str(failed.value)
     assert copies
     assert not list((tmp_path / "store" / "m").iterdir())
+
+
+def test_the_system_refusing_to_write_leaves_nothing_behind(tmp_path: Path, build: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(ArtifactStoreFailed, match="File too large"):
+            store.put(build, model="m", version="1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "store" / "m").iterdir())
+    uri, manifest = store.put(build, model="m", version="1")
+    assert manifest_of(Path(store.resolve(published(uri, manifest)))) == manifest_of(build)
 
 
 def test_a_folder_that_changes_under_the_copy_is_refused(
