@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -56,6 +57,13 @@ def _recipe_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--width", type=click.IntRange(min=8), default=256, show_default=True)
 @click.option("--layers", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--heads", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Of this machine, that share the work; one a GPU.",
+)
 @click.option("--quiet", is_flag=True, help="No progress, no table.")
 @_recipe_options
 def pretrain(
@@ -69,6 +77,7 @@ def pretrain(
     width: int,
     layers: int,
     heads: int,
+    processes: int,
     quiet: bool,
     **given: Any,
 ) -> None:
@@ -79,28 +88,32 @@ def pretrain(
     from rich.progress import BarColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from infra.settings import load_settings
-    from trainer.pretraining import Run
-    from trainer.pretraining import pretrain as train
     from trainer.progress import bar
+    from trainer.rank import pretrain_in
+    from trainer.run import Run
 
+    quiet = quiet or os.environ.get("RANK", "0") != "0"  # under torchrun
     recipe = read_recipe(config) if config is not None else Recipe()
     recipe = changed(recipe, {name: value for name, value in given.items() if value is not None})
-    with bar(BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), quiet=quiet) as say:
-        scores = train(
-            Run(
-                arch=arch,
-                data=data or load_settings().shards,
-                out=out,
-                recipe=recipe,
-                tokenizer=tokenizer,
-                vocabulary=vocabulary,
-                context=context,
-                width=width,
-                layers=layers,
-                heads=heads,
-            ),
-            say,
-        )
+    run = Run(
+        arch=arch,
+        data=data or load_settings().shards,
+        out=out,
+        recipe=recipe,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        context=context,
+        width=width,
+        layers=layers,
+        heads=heads,
+    )
+    if processes > 1:
+        scores = pretrain_in(processes, run, quiet=quiet)
+    else:
+        from trainer.pretraining import pretrain as train
+
+        with bar(BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), quiet=quiet) as say:
+            scores = train(run, say)
     if not quiet:
         for name, value in json.loads(msgspec.json.encode(scores)).items():
             click.echo(f"{name:18} {_shown(value)}")

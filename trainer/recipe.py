@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -42,6 +42,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Needs a GPU."""
     bf16: bool = False
     torch_compile: bool = False
+    fsdp: bool = False
+    """Weights, gradients and optimizer state in shards, one a process."""
+    fsdp_config: str | dict[str, Any] | None = None
+    """As transformers documents it: a JSON file, or in YAML what would be in it."""
+    deepspeed: str | dict[str, Any] | None = None
+    """ZeRO: DeepSpeed's own configuration, likewise. Needs a GPU and the package."""
     seed: Natural = 17
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from infra.contracts.errors import ConfigurationError
 from trainer.architectures import ARCHITECTURES, Shape, architecture
 from trainer.baselines import LstmLanguageModel, NgramModel
 from trainer.commands import trainer
-from trainer.evaluation import evaluate
+from trainer.evaluation import evaluate, perplexity
+from trainer.neural import WholeSteps, check_recipe, training_arguments
 from trainer.objectives import (
     MaskedCollator,
     PiecesCollator,
@@ -31,8 +33,9 @@ from trainer.objectives import (
 from trainer.packing import IGNORED, Block, document, fill
 from trainer.pile import PileMeta, PileRow, write_shards
 from trainer.pretrain_command import ARCHITECTURES as OFFERED
-from trainer.pretraining import Run, perplexity, pretrain
+from trainer.pretraining import pretrain
 from trainer.recipe import Recipe, changed, read_recipe
+from trainer.run import Run
 from trainer.training import TrainingDiverged
 
 SHAPE = Shape(vocabulary=60, end=0, padding=1, context=32, width=16, layers=2, heads=2)
@@ -310,6 +313,7 @@ def test_a_run_that_was_broken_off_goes_on_from_its_checkpoint_to_the_same_weigh
 
 
 def test_gathered_gradients_are_those_of_a_larger_batch(data: Path, tmp_path: Path) -> None:
+    """Losses of 5 to 5e-6: the same float32 sums in another order."""
     from safetensors.torch import load_file
 
     changes: list[dict[str, Any]] = [
@@ -317,13 +321,71 @@ def test_gathered_gradients_are_those_of_a_larger_batch(data: Path, tmp_path: Pa
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
         {"per_device_train_batch_size": 8, "gradient_checkpointing": True},
     ]
-    weights = []
+    scores, weights = [], []
     for number, change in enumerate(changes):
         out = tmp_path / str(number)
-        pretrain(run_of(data, out, "llama", changed(TINY, {"max_steps": 3, **change})))
+        recipe = changed(TINY, {"max_steps": 3, **change})
+        scores.append(pretrain(run_of(data, out, "llama", recipe)))
         weights.append(load_file(out / "model.safetensors"))
-    for other in weights[1:]:
+    for other, score in zip(weights[1:], scores[1:], strict=True):
+        assert score.train_loss == pytest.approx(scores[0].train_loss, abs=5e-6)
+        assert score.eval_loss == pytest.approx(scores[0].eval_loss, abs=5e-6)
         assert all(torch.allclose(weights[0][name], other[name], atol=2e-4) for name in weights[0])
+
+
+@pytest.mark.parametrize("arch", ["bert", "t5", "rnn"])
+def test_gathered_losses_are_averaged_for_every_family(
+    data: Path, tmp_path: Path, arch: str
+) -> None:
+    """transformers adds them up for a model that takes ``num_items_in_batch`` and passes over it:
+    four times ln 300, about 23.
+    """
+    recipe = changed(
+        TINY,
+        {"max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+    )
+    scores = pretrain(run_of(data, tmp_path, arch, recipe))
+    assert scores.train_loss is not None
+    assert 4 < scores.train_loss < 9
+
+
+def test_a_step_holds_the_same_blocks_however_it_is_divided() -> None:
+    state = SimpleNamespace(epoch=0)
+    steps = WholeSteps(22, step=4, seed=3, state=state)
+    first = list(steps)
+    assert len(first) == len(steps) == 20
+    assert len(set(first)) == 20
+    state.epoch = 1.4
+    assert list(steps) != first
+    assert sorted(WholeSteps(3, step=4, seed=3, state=state)) == [0, 1, 2]
+
+
+def test_how_to_shard_reaches_transformers(tmp_path: Path) -> None:
+    recipe = Recipe(fsdp=True, fsdp_config={"reshard_after_forward": False})
+    arguments = training_arguments(recipe, tmp_path)
+    assert arguments.fsdp_plugin_args["fsdp_version"] == 2
+    assert arguments.fsdp_plugin_args["reshard_after_forward"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fsdp": True}, "give --processes, or use torchrun"),
+        ({"fsdp": True, "deepspeed": {"zero_optimization": {"stage": 2}}}, "set one of them"),
+        ({"fsdp_config": {"version": 2}}, "fsdp is not set"),
+        ({"fsdp": True, "fsdp_config": "/nowhere.json"}, "/nowhere.json is no JSON file"),
+    ],
+)
+def test_sharding_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_recipe(changed(Recipe(), changes))
+
+
+def test_deepspeed_is_asked_for_by_name_and_missed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = changed(Recipe(), {"deepspeed": {"zero_optimization": {"stage": 3}}})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match="`pip install deepspeed`"):
+        check_recipe(recipe)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(data: Path, tmp_path: Path) -> None:
