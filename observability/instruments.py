@@ -13,6 +13,7 @@ _METER = get_meter("feedloom")
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 TOKEN_COUNTS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 REQUEST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+ROUND_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 14400)
 
 TIME_TO_FIRST_TOKEN: Histogram = _METER.create_histogram(
     "gen_ai.server.time_to_first_token",
@@ -75,4 +76,50 @@ FEEDBACK_EXAMPLES: Counter = _METER.create_counter(
     "feedloom.trainer.examples",
     unit="{example}",
     description="Feedback examples trained on, by objective.",
+)
+DROPPED_EXAMPLES: Counter = _METER.create_counter(
+    "feedloom.trainer.dropped_examples",
+    unit="{example}",
+    description="Feedback examples, or parts of them, left out of training, by reason.",
+)
+TRAINING_STEPS: Counter = _METER.create_counter(
+    "feedloom.trainer.steps", unit="{step}", description="Updates of the weights."
+)
+TRAINED_TOKENS: Counter = _METER.create_counter(
+    "feedloom.trainer.tokens", unit="{token}", description="Tokens trained on, replay included."
+)
+STEP_LOSS = _METER.create_gauge(
+    "feedloom.trainer.step.loss",
+    unit="{nat}",
+    description="Loss of the last step: the whole, and its parts by objective, unweighed.",
+)
+LEARNING_RATE = _METER.create_gauge(
+    "feedloom.trainer.learning_rate", unit="1", description="Of the last step."
+)
+GRADIENT_NORM = _METER.create_gauge(
+    "feedloom.trainer.gradient_norm", unit="1", description="Of the last step, before clipping."
+)
+TRAINING_SPEED = _METER.create_gauge(
+    "feedloom.trainer.throughput", unit="{token}/s", description="Mean of the round so far."
+)
+ROUNDS: Counter = _METER.create_counter(
+    "feedloom.trainer.rounds",
+    unit="{round}",
+    description="Rounds ended, by outcome: passed, rejected, empty, stopped, failed.",
+)
+ROUND_DURATION: Histogram = _METER.create_histogram(
+    "feedloom.trainer.round.duration",
+    unit="s",
+    description="From curated feedback to a measured version, by outcome.",
+    explicit_bucket_boundaries_advisory=ROUND_SECONDS,
+)
+HELDOUT_LOSS = _METER.create_gauge(
+    "feedloom.trainer.heldout.loss",
+    unit="{nat}",
+    description="Mean loss of a token of held-out text, by version, before and after training.",
+)
+WIN_RATE = _METER.create_gauge(
+    "feedloom.trainer.win_rate",
+    unit="1",
+    description="Share of held-out prompts answered better than by the parent, by version.",
 )

@@ -6,30 +6,25 @@ One run may use all of them. Each step holds a share of each, and its loss is
 
 where language modelling is the mean over the tokens of completions, which weigh 1, and of replayed
 text, which weigh ``ptx`` each (the pre-training term of Ouyang et al. 2022). DPO is that of
-Rafailov et al. 2023, KTO that of Ethayarajh et al. 2024.
+Rafailov et al. 2023, KTO that of Ethayarajh et al. 2024. :mod:`trainer.mixing` puts them together.
 
 Knows token ids, not text; nothing of where they come from.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
-from transformers import Trainer
 
-from trainer.objectives import Batch, following_nats, stacked
+from trainer.objectives import Batch, following_nats
 from trainer.packing import IGNORED, Block
-from trainer.training import Task
 
 Objective = Literal["sft", "dpo", "kto"]
-T = TypeVar("T")
 
 MAX_BALANCE = 8.0
 """By how much the rarer kind of rating may be made to weigh more."""
@@ -90,6 +85,11 @@ class Material:
             ("kto", self.rated),
         )
         return tuple(name for name, items in kinds if items)
+
+    @property
+    def replay_share(self) -> float:
+        """Of the blocks, that is replayed text."""
+        return len(self.replay) / max(1, len(self.feedback) + len(self.replay))
 
 
 def answer_of(prompt: Sequence[int], answer: Sequence[int], size: int, *, end: int) -> Answer:
@@ -160,8 +160,10 @@ def answer_logps(
     found: list[float] = []
     with torch.inference_mode():
         for start in range(0, len(answers), batch_size):
-            rows = _rows(answers[start : start + batch_size], padding)
-            found += _logps(model, {key: value.to(device) for key, value in rows.items()}).tolist()
+            rows = rows_of(answers[start : start + batch_size], padding)
+            found += logps_of(
+                model, {key: value.to(device) for key, value in rows.items()}
+            ).tolist()
     model.train(training)
     return found
 
@@ -204,124 +206,7 @@ def balance(rated: Sequence[Rated]) -> tuple[float, float]:
     )
 
 
-def task(material: Material, weights: Weights, *, batch_size: int, padding: int, seed: int) -> Task:
-    """The run: every step has up to ``batch_size`` blocks, as many pairs and as many ratings.
-
-    Raises ValueError when there is nothing to train on.
-    """
-    steps = _Steps(material, weights, batch_size=batch_size, padding=padding, seed=seed)
-    return Task(
-        dataset=steps,
-        batch_size=1,
-        tokens_per_step=steps.tokens // len(steps),
-        steps=len(steps),
-        collate=_only,
-        trainer=_AlignmentTrainer,
-        options={"weights": weights},
-    )
-
-
-class _Steps(Dataset[dict[str, Batch]]):
-    """What each step trains on. Pairs and ratings are spread evenly over the blocks' steps."""
-
-    def __init__(
-        self, material: Material, weights: Weights, *, batch_size: int, padding: int, seed: int
-    ) -> None:
-        order = random.Random(seed)
-        blocks = [(block, 1.0) for block in material.feedback]
-        blocks += [(block, weights.ptx) for block in material.replay]
-        pairs, rated = list(material.pairs), list(material.rated)
-        for items in (blocks, pairs, rated):
-            order.shuffle(items)
-        count = max(-(-len(items) // batch_size) for items in (blocks, pairs, rated))
-        if not count:
-            raise ValueError("nothing to train on")
-        self._blocks = _spread(blocks, count)
-        self._pairs = _spread(pairs, count)
-        self._rated = _spread(rated, count)
-        self._balance = balance(rated)
-        self._padding = padding
-        self.tokens = sum(len(block.tokens) for block, _ in blocks) + sum(
-            len(answer.tokens)
-            for answer in (
-                *(one for pair in pairs for one in (pair.preferred, pair.rejected)),
-                *(item.answer for item in rated),
-            )
-        )
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def __getitem__(self, index: int) -> dict[str, Batch]:
-        found: dict[str, Batch] = {}
-        if blocks := self._blocks[index]:
-            packed = stacked([block for block, _ in blocks])
-            weight = torch.tensor([weight for _, weight in blocks])
-            found["packed"] = packed | {"weights": (packed["labels"] != IGNORED) * weight[:, None]}
-        if pairs := self._pairs[index]:
-            answers = [*(pair.preferred for pair in pairs), *(pair.rejected for pair in pairs)]
-            found["pairs"] = _rows(answers, self._padding)
-        if rated := self._rated[index]:
-            answers = [*(item.answer for item in rated)]
-            good, bad = self._balance
-            found["rated"] = _rows(answers, self._padding) | {
-                "desirable": torch.tensor([item.desirable for item in rated]),
-                "weights": torch.tensor([good if item.desirable else bad for item in rated]),
-            }
-            found["mismatched"] = _rows([item.mismatched for item in rated], self._padding)
-        return found
-
-
-class _AlignmentTrainer(Trainer):  # type: ignore[misc]
-    """The loss of this module."""
-
-    def __init__(self, *, weights: Weights, **options: Any) -> None:
-        super().__init__(**options)
-        self._weights = weights
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Batch],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> torch.Tensor:
-        weights = self._weights
-        parts = []
-        if "packed" in inputs:
-            parts.append(_language_loss(model, inputs["packed"]))
-        if "pairs" in inputs:
-            pairs = inputs["pairs"]
-            preferred, rejected = _logps(model, pairs).chunk(2)
-            margin = torch.sub(*pairs["reference"].chunk(2))
-            parts.append(weights.dpo * dpo_loss(preferred, rejected, margin, weights.beta))
-        if "rated" in inputs:
-            rated, other = inputs["rated"], inputs["mismatched"]
-            with torch.no_grad():
-                mismatched = _logps(model, other) - other["reference"]
-            parts.append(
-                weights.kto
-                * kto_loss(
-                    _logps(model, rated) - rated["reference"],
-                    mismatched,
-                    rated["desirable"],
-                    rated["weights"],
-                    weights.beta,
-                )
-            )
-        return torch.stack(parts).sum()
-
-
-def _language_loss(model: Any, packed: Batch) -> torch.Tensor:
-    logits = model(
-        input_ids=packed["input_ids"], position_ids=packed["position_ids"], use_cache=False
-    ).logits
-    weights = packed["weights"][:, 1:]
-    losses = following_nats(logits, packed["labels"])
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-9)
-
-
-def _rows(answers: Sequence[Answer], padding: int) -> Batch:
+def rows_of(answers: Sequence[Answer], padding: int) -> Batch:
     """[answers, longest]: tokens, and labels that count the answers' own."""
     tokens = [torch.tensor(answer.tokens) for answer in answers]
     labels = [
@@ -336,22 +221,9 @@ def _rows(answers: Sequence[Answer], padding: int) -> Batch:
     }
 
 
-def _logps(model: Any, rows: Batch) -> torch.Tensor:
+def logps_of(model: Any, rows: Batch) -> torch.Tensor:
     """Log-probability of each row's counted tokens: [rows]."""
     logits = model(
         input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], use_cache=False
     ).logits
     return -following_nats(logits, rows["labels"]).sum(1)
-
-
-def _spread(items: Sequence[T], parts: int) -> list[Sequence[T]]:
-    """In ``parts`` slices whose lengths differ by one at most."""
-    return [
-        items[len(items) * part // parts : len(items) * (part + 1) // parts]
-        for part in range(parts)
-    ]
-
-
-def _only(items: Sequence[T]) -> T:
-    (item,) = items
-    return item

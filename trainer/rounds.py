@@ -7,36 +7,33 @@ of it.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from infra.contracts.config_keys import TrainerConfig
 from infra.contracts.events import FeedbackExample, GateDecision
 from infra.settings import TrainerSettings
 from trainer.adapters import merged, with_adapter
-from trainer.alignment import Material, Pair, Weights, rated_of, task, with_references
-from trainer.curation import Completion, Curated, CurationRules, curate
-from trainer.evaluation import Evaluation, evaluate, held_out_blocks, joined
-from trainer.gate import Measured, Thresholds, decide, wins
-from trainer.judging import (
-    SafetyPrompt,
-    generate,
-    margins,
-    pairs_of,
-    safety_list,
-    similarity,
-    violations,
-)
+from trainer.alignment import Material, Pair, Weights, rated_of, with_references
+from trainer.curation import Curated, CurationRules, curate
+from trainer.evaluation import held_out_blocks
+from trainer.exams import Exam, Measurement, measured, metrics_of
+from trainer.gate import Thresholds, decide
+from trainer.judging import pairs_of, safety_list
+from trainer.mixing import task
 from trainer.model import load_model
 from trainer.packing import Block, completion, document, fill, fit
 from trainer.pile import PileRow
 from trainer.preparation.steps import scrubbed
+from trainer.report import Sample
 from trainer.tokenizer import encode_all, load_tokenizer, padding_of
 from trainer.training import Progress, TrainingPlan, TrainingStopped, train
 
@@ -44,7 +41,6 @@ log = logging.getLogger(__name__)
 
 HELDOUT_BLOCKS = 96
 REPLAY_DOCUMENTS = 4000
-MAXIMUM_SECONDS = 75.0
 MEASURED_PROMPTS = 128
 MINIMUM_PAIRS = 8
 """Fewer pairs, or fewer ratings of either kind, are too few to learn a direction from."""
@@ -71,54 +67,10 @@ class Trained:
     steps: int
     metrics: dict[str, float]
     gate: GateDecision
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """One model's marks. ``sets``: held-out text by ``pile_set_name``."""
-
-    sets: dict[str, Evaluation]
-    margins: Any
-    answers: list[str]
-    violations: int
-
-    @property
-    def text(self) -> Evaluation:
-        """All sets together."""
-        return joined(self.sets.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exam:
-    """What parent and child are both asked."""
-
-    tokenizer: Any
-    size: int
-    seed: int
-    blocks: dict[str, list[Block]]
-    pairs: list[Pair]
-    references: tuple[Completion, ...]
-    safety: list[SafetyPrompt]
-
-    def take(self, model: Any) -> Measurement:
-        """A model's marks."""
-        answers = generate(
-            model,
-            self.tokenizer,
-            [*(one.prompt for one in self.references), *(one.prompt for one in self.safety)],
-            size=self.size,
-            seed=self.seed,
-        )
-        count = len(self.references)
-        return Measurement(
-            sets={
-                name: evaluate(model, self.tokenizer, blocks)
-                for name, blocks in self.blocks.items()
-            },
-            margins=margins(model, self.pairs, padding=padding_of(self.tokenizer)),
-            answers=answers[:count],
-            violations=violations(self.safety, answers[count:]),
-        )
+    before: Measurement
+    after: Measurement
+    samples: Sequence[Sample] = ()
+    safety_samples: Sequence[Sample] = ()
 
 
 def curated_feedback(
@@ -151,17 +103,20 @@ def run_round(
 
     Raises TrainingStopped, TrainingDiverged, and ConfigurationError for a wrong safety list.
     """
-    import torch
-
     torch.manual_seed(settings.seed)
     model, tokenizer = load_model(inputs.parent), load_tokenizer(inputs.parent)
     size = min(settings.block_size, model.config.max_position_embeddings)
     material = _material(tokenizer, curated, inputs, config, size=size, seed=settings.seed)
     if not material.objectives:
         return None
-    exam = _exam(tokenizer, inputs, settings, size=size)
+    exam = _exam(tokenizer, inputs, config, settings, size=size)
     before = exam.take(model)
-    material = with_references(model, material, padding=padding_of(tokenizer))
+    material = with_references(
+        model,
+        material,
+        padding=padding_of(tokenizer),
+        batch_size=config.per_device_eval_batch_size,
+    )
     work = task(
         material,
         Weights(
@@ -171,6 +126,7 @@ def run_round(
             beta=config.beta,
         ),
         batch_size=config.per_device_train_batch_size,
+        accumulation=config.gradient_accumulation_steps,
         padding=padding_of(tokenizer),
         seed=settings.seed,
     )
@@ -179,18 +135,7 @@ def run_round(
     outcome = train(
         learner,
         work,
-        TrainingPlan(
-            learning_rate=config.learning_rate,
-            seconds=MAXIMUM_SECONDS,
-            seed=settings.seed,
-            steps=work.steps,
-            warmup=config.warmup_steps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            bf16=config.bf16,
-            fp16=config.fp16,
-            threads=settings.threads,
-        ),
+        _plan(config, settings, steps=work.steps),
         progress=progress,
         stop=stop,
     )
@@ -198,13 +143,13 @@ def run_round(
     after = exam.take(model)
     if stop.is_set():
         raise TrainingStopped
-    measured = _measured(before, after, exam)
+    found = measured(before, after, exam)
     return Trained(
         model=model,
         tokenizer=tokenizer,
         objective="+".join(material.objectives),
         steps=outcome.steps,
-        metrics=_metrics(before, after, measured)
+        metrics=metrics_of(before, after, found)
         | {
             "train_loss": outcome.loss,
             "train_seconds": outcome.seconds,
@@ -212,9 +157,10 @@ def run_round(
             "completions": float(len(curated.completions)),
             "preferences": float(len(material.pairs)),
             "ratings": float(len(material.rated)),
+            "replay_share": material.replay_share,
         },
         gate=decide(
-            measured,
+            found,
             Thresholds(
                 max_forgetting=config.max_forgetting,
                 min_preference_accuracy=config.min_preference_accuracy,
@@ -223,6 +169,29 @@ def run_round(
                 seed=settings.seed,
             ),
         ),
+        before=before,
+        after=after,
+        samples=exam.samples(before, after),
+        safety_samples=exam.safety_samples(before, after),
+    )
+
+
+def _plan(config: TrainerConfig, settings: TrainerSettings, *, steps: int) -> TrainingPlan:
+    fp16 = config.fp16 and torch.cuda.is_available()
+    if config.fp16 and not fp16:
+        log.warning("trainer.fp16 needs a GPU, and there is none")
+    return TrainingPlan(
+        learning_rate=config.learning_rate,
+        seconds=config.max_train_seconds or math.inf,
+        seed=settings.seed,
+        steps=steps,
+        warmup=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.bf16 and not fp16,
+        fp16=fp16,
+        threads=settings.threads,
+        logging_steps=1,
     )
 
 
@@ -272,68 +241,17 @@ def _material(
     )
 
 
-def _exam(tokenizer: Any, inputs: Inputs, settings: TrainerSettings, *, size: int) -> Exam:
+def _exam(
+    tokenizer: Any, inputs: Inputs, config: TrainerConfig, settings: TrainerSettings, *, size: int
+) -> Exam:
     measuring = curate(inputs.measuring, CurationRules(max_share=1.0, scrub=scrubbed))
     return Exam(
         tokenizer=tokenizer,
         size=size,
         seed=settings.seed,
+        batch_size=config.per_device_eval_batch_size,
         blocks=held_out_blocks(inputs.heldout, tokenizer, size, limit=HELDOUT_BLOCKS),
         pairs=pairs_of(tokenizer, measuring.preferences[:MEASURED_PROMPTS], size),
         references=measuring.completions[:MEASURED_PROMPTS],
         safety=safety_list(settings.safety_list),
     )
-
-
-def _measured(before: Measurement, after: Measurement, exam: Exam) -> Measured:
-    return Measured(
-        parent_nats=before.text.nats,
-        nats=after.text.nats,
-        preferred=wins(after.margins, before.margins),
-        wins=wins(
-            similarity(after.answers, exam.references),
-            similarity(before.answers, exam.references),
-        ),
-        parent_violations=before.violations,
-        violations=after.violations,
-        safety_prompts=len(exam.safety),
-    )
-
-
-def _metrics(before: Measurement, after: Measurement, measured: Measured) -> dict[str, float]:
-    found = {}
-    for name, one in (("before", before), ("after", after)):
-        text = one.text
-        found[f"heldout_loss_{name}"] = text.loss
-        found[f"heldout_perplexity_{name}"] = text.perplexity
-        found[f"heldout_bits_per_byte_{name}"] = text.bits_per_byte
-        for pile_set, scores in one.sets.items():
-            found[f"bits_per_byte_{name}/{pile_set}"] = scores.bits_per_byte
-        found[f"safety_violations_{name}"] = float(one.violations)
-    if len(measured.preferred):
-        found["preference_accuracy"] = float(measured.preferred.mean())
-    if len(measured.wins):
-        found["win_rate"] = float(measured.wins.mean())
-    return found
-
-
-class ProgressLog:
-    """A line of progress every few seconds."""
-
-    EVERY_S = 5.0
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now - self._last >= self.EVERY_S:
-            self._last = now
-            log.info(
-                "step %d of %d, loss %.3f, %.0f tokens/s, %.0f s to go",
-                progress.step,
-                progress.steps,
-                progress.loss,
-                progress.tokens_per_s,
-                progress.eta_s,
-            )

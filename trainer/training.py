@@ -29,6 +29,8 @@ from trainer.packing import Block
 
 Clock = Callable[[], float]
 LOG_EVERY = 5
+PART = "loss_"
+"""What a trainer logs under a name that begins so is a part of the loss."""
 UNBOUNDED_STEPS = 1_000_000
 
 
@@ -42,7 +44,10 @@ class TrainingDiverged(FatalError):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run is. ``steps`` and ``eta_s`` are of the whole budget, as the pace tells."""
+    """Where a run is. ``steps`` and ``eta_s`` are of the whole budget, as the pace tells.
+
+    ``tokens``: trained on so far. ``parts``: of the loss, by name, before they are weighed.
+    """
 
     step: int
     steps: int
@@ -51,6 +56,10 @@ class Progress:
     eta_s: float
     tokens_per_s: float
     fraction: float
+    tokens: int = 0
+    learning_rate: float = 0.0
+    grad_norm: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +68,9 @@ class TrainingPlan:
 
     Rates warm up over ``warmup`` steps and fall linearly to zero over the last ``decay`` of the
     budget, in steps or in time, whichever is further on: so a slower machine still ends its
-    schedule. ``muon_rate`` puts Muon on the hidden matrices. ``threads``: 0 leaves torch's choice.
+    schedule. ``seconds`` may be infinite where ``steps`` are not. ``muon_rate`` puts Muon on the
+    hidden matrices. ``threads``: 0 leaves torch's choice. ``logging_steps``: between two reports of
+    the progress.
     """
 
     learning_rate: float
@@ -75,6 +86,7 @@ class TrainingPlan:
     fp16: bool = False
     compile: bool = False
     threads: int = 0
+    logging_steps: int = LOG_EVERY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +207,7 @@ def train(
                 remove_unused_columns=False,
                 torch_compile=plan.compile,
                 logging_strategy="steps",
-                logging_steps=LOG_EVERY,
+                logging_steps=plan.logging_steps,
                 logging_first_step=True,
                 logging_nan_inf_filter=False,
                 save_strategy="no",
@@ -283,7 +295,7 @@ class _Follower(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        loss = finite_loss(state, logs)
+        loss, found = finite_loss(state, logs), logs or {}
         if loss is None:
             return
         self._losses.append((state.global_step, loss))
@@ -298,6 +310,10 @@ class _Follower(TrainerCallback):  # type: ignore[misc]
                     eta_s=elapsed * (1 / fraction - 1) if fraction else 0.0,
                     tokens_per_s=state.global_step * self._tokens_per_step / max(elapsed, 1e-9),
                     fraction=fraction,
+                    tokens=state.global_step * self._tokens_per_step,
+                    learning_rate=found.get("learning_rate", 0.0),
+                    grad_norm=found.get("grad_norm", 0.0),
+                    parts=_parts(found),
                 )
             )
 
@@ -312,6 +328,10 @@ class _Follower(TrainerCallback):  # type: ignore[misc]
             loss=sum(last) / len(last) if last else math.nan,
             seconds=self._budget.elapsed_s,
         )
+
+
+def _parts(logs: dict[str, float]) -> dict[str, float]:
+    return {name.removeprefix(PART): value for name, value in logs.items() if name.startswith(PART)}
 
 
 def _keep_large_buffers() -> None:

@@ -26,13 +26,13 @@ from trainer.alignment import (
     dpo_loss,
     kto_loss,
     rated_of,
-    task,
     with_references,
 )
 from trainer.curation import Completion
 from trainer.judging import safety_list, similarity, violations
+from trainer.mixing import task
 from trainer.packing import Block, completion, document, fill, fit
-from trainer.training import TrainingPlan, train
+from trainer.training import Progress, TrainingPlan, train
 
 PADDING, END = 1, 0
 SIZE = 16
@@ -146,9 +146,13 @@ def test_the_rarer_kind_of_rating_weighs_more() -> None:
     assert rated[-1].mismatched.tokens == (2, 3)
 
 
-@given(counts=st.tuples(*[st.integers(0, 13)] * 4).filter(any), batch_size=st.integers(1, 5))
-def test_every_block_pair_and_rating_is_in_one_step(
-    counts: tuple[int, int, int, int], batch_size: int
+@given(
+    counts=st.tuples(*[st.integers(0, 13)] * 4).filter(any),
+    batch_size=st.integers(1, 5),
+    accumulation=st.integers(1, 3),
+)
+def test_every_block_pair_and_rating_is_in_one_batch(
+    counts: tuple[int, int, int, int], batch_size: int, accumulation: int
 ) -> None:
     feedback, replay, pairs, ratings = counts
     material = Material(
@@ -157,20 +161,29 @@ def test_every_block_pair_and_rating_is_in_one_step(
         pairs=(PAIRS * 2)[:pairs],
         rated=rated_of([([2], [3, n], bool(n % 2)) for n in range(2, 2 + ratings)], SIZE, end=END),
     )
-    work = task(material, Weights(ptx=0.5), batch_size=batch_size, padding=PADDING, seed=3)
+    work = task(
+        material,
+        Weights(ptx=0.5),
+        batch_size=batch_size,
+        accumulation=accumulation,
+        padding=PADDING,
+        seed=3,
+    )
     steps = [work.dataset[index] for index in range(work.steps)]
     assert len(work.dataset) == work.steps
+    assert all(1 <= len(step) <= accumulation for step in steps)
+    batches = [batch for step in steps for batch in step]
 
     def total(name: str, key: str) -> int:
-        return sum(len(step[name][key]) for step in steps if name in step)
+        return sum(len(batch[name][key]) for batch in batches if name in batch)
 
     assert total("packed", "input_ids") == feedback + replay
     assert total("pairs", "input_ids") == 2 * pairs
     assert total("rated", "input_ids") == total("mismatched", "input_ids") == ratings
-    for step in steps:
-        assert step
+    for batch in batches:
+        assert batch
         for name, most in (("packed", batch_size), ("pairs", 2 * batch_size)):
-            assert name not in step or len(step[name]["input_ids"]) <= most
+            assert name not in batch or len(batch[name]["input_ids"]) <= most
 
 
 def test_nothing_is_no_task() -> None:
@@ -220,6 +233,88 @@ def test_the_loss_of_a_step_is_the_weighted_mean_over_its_tokens() -> None:
     for ptx in (0.0, 0.5, 1.0):
         expected = (mine + ptx * other) / (few + ptx * many)
         assert loss_of(ptx) == pytest.approx(expected, abs=1e-4)
+
+
+def test_gradients_of_several_batches_are_those_of_the_larger_one() -> None:
+    """Of unequal batches too: the last step is not full, and kinds are spread differently."""
+    parent = small_model()
+    items = [([2, n], [10 + n % 5, 11], bool(n % 3)) for n in range(3, 14)]
+    material = with_references(
+        parent,
+        Material(
+            feedback=blocks_of(*[[2, n, *range(4, 4 + n)] for n in range(3, 12)]),
+            replay=list(fill([document([n % 30 + 2 for n in range(SIZE * 7)])], SIZE)),
+            pairs=PAIRS[:7],
+            rated=rated_of(items, SIZE, end=END),
+        ),
+        padding=PADDING,
+    )
+
+    def trained(batch_size: int, accumulation: int) -> tuple[list[float], dict[str, Any]]:
+        model, told = small_model(), list[Progress]()
+        work = task(
+            material,
+            Weights(ptx=0.5, dpo=0.7, kto=3.0),
+            batch_size=batch_size,
+            accumulation=accumulation,
+            padding=PADDING,
+            seed=5,
+        )
+        train(
+            model,
+            work,
+            plan(steps=work.steps, logging_steps=1, warmup=1),
+            progress=told.append,
+        )
+        assert [now.step for now in told] == list(range(1, work.steps + 1))
+        assert {name for now in told for name in now.parts} == {"sft", "replay", "dpo", "kto"}
+        return [now.loss for now in told], model.state_dict()
+
+    losses, weights = trained(8, 1)
+    for batch_size, accumulation in ((4, 2), (2, 4), (1, 8)):
+        others, other_weights = trained(batch_size, accumulation)
+        assert others == pytest.approx(losses, abs=2e-4)
+        for name, value in weights.items():
+            assert torch.allclose(value, other_weights[name], atol=2e-4), name
+    few, _ = trained(4, 1)
+    assert len(few) > len(losses)
+
+
+def test_a_loss_is_told_by_its_parts() -> None:
+    """Unlike the loss they are not weighed: text in nats a token, pairs and ratings each."""
+    model = small_model()
+    (spoken,), (replayed,) = blocks_of([2, 3, 4, 5]), list(fill([document([6] * SIZE)], SIZE))
+    material = with_references(
+        model, Material(feedback=[spoken], replay=[replayed], pairs=PAIRS), padding=PADDING
+    )
+    told: list[Progress] = []
+    work = task(
+        material, Weights(ptx=0.5, dpo=0.3), batch_size=8, padding=PADDING, seed=1, accumulation=2
+    )
+    train(model, work, plan(steps=1, learning_rate=1e-9, logging_steps=1), progress=told.append)
+    (now,) = told
+    few, many = spoken.counted, replayed.counted
+    text = (few * now.parts["sft"] + 0.5 * many * now.parts["replay"]) / (few + 0.5 * many)
+    assert now.parts["dpo"] == pytest.approx(math.log(2), abs=1e-5)
+    assert now.loss == pytest.approx(text + 0.3 * math.log(2), abs=2e-4)
+    assert now.learning_rate > 0
+    assert now.grad_norm > 0
+    assert now.tokens == work.tokens_per_step
+
+
+def test_a_run_may_have_no_bound_in_time() -> None:
+    outcome = train(
+        small_model(),
+        task(
+            Material(feedback=blocks_of([2, 3, 4])),
+            Weights(),
+            batch_size=1,
+            padding=PADDING,
+            seed=1,
+        ),
+        plan(steps=1, seconds=math.inf),
+    )
+    assert outcome.steps == 1
 
 
 @pytest.mark.parametrize("rank", [0, 4])
