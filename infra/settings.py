@@ -100,8 +100,12 @@ class TrainerSettings(_Section):
     """Older feedback is not trained on; unset: all is."""
     safety_list: Path | None = None
     """JSON lines of ``category``, ``prompt``, ``banned``; unset: the built-in one."""
+    schedule: str | None = None
+    """When a round starts if any new feedback waits: a cron expression, in UTC."""
     rollout_delay_s: float = Field(default=0.0, ge=0)
     """Wait this long between publishing a version and rolling it out: time to object."""
+    logging_dir: Path | None = None
+    """Each round's report and TensorBoard files, a folder each; unset: ``runs`` in the home."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's own choice."""
     seed: int = 17
@@ -153,6 +157,21 @@ class TelemetrySettings(_Section):
     """Also append finished spans here, one JSON-lines file a process."""
 
 
+class ArtifactStoreSettings(_Section):
+    """Where versions' files are kept, and whose signature they bear."""
+
+    url: str = ""
+    """A folder, ``s3://BUCKET/PREFIX`` or ``gs://BUCKET/PREFIX``; unset: below ``home``."""
+    cache: Path = Path()
+    """Versions from an object store are downloaded to here; unset: below ``home``."""
+    endpoint_url: str | None = None
+    """Of an S3-compatible store that is not Amazon's."""
+    signing_key: Path | None = None
+    """PEM private key, P-256, P-384 or P-521: every version that is stored is signed with it."""
+    public_key: Path | None = None
+    """PEM public key: no version is loaded that its private key did not sign."""
+
+
 class DemoSettings(_Section):
     """``feedloom demo``."""
 
@@ -175,17 +194,27 @@ class Settings(BaseSettings):
     trainer: TrainerSettings = TrainerSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    artifact_store: ArtifactStoreSettings = ArtifactStoreSettings()
     demo: DemoSettings = DemoSettings()
 
     @property
-    def artifacts(self) -> Path:
-        """The local artifact store's root."""
-        return self.home / "artifacts"
+    def artifacts(self) -> ArtifactStoreSettings:
+        """The artifact store, its places below ``home`` unless they were given."""
+        given = self.artifact_store
+        places: dict[str, object] = {"url": str(self.home / "artifacts")} if not given.url else {}
+        if "cache" not in given.model_fields_set:
+            places["cache"] = self.home / "artifact-cache"
+        return given.model_copy(update=places)
 
     @property
     def shards(self) -> Path:
         """Pile-format shards: ``train/``, ``heldout/``."""
         return self.home / "pile"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a round of training, by model."""
+        return self.trainer.logging_dir or self.home / "runs"
 
     @property
     def logs(self) -> Path:

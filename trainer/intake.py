@@ -22,6 +22,7 @@ from infra.contracts.events import FeedbackExample, ModelVersionPublished, Offse
 from infra.registry.state import RegistryState
 from observability.propagation import extract
 from trainer.curation import target_of
+from trainer.triggers import LiveWinRate
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class FeedbackIntake:
     ``used``: examples below these offsets are trained on. ``tried``: those below these were in a
     round, whatever became of it; a new round waits for newer ones. ``measures`` says of an example
     whether it is kept for evaluation; the newest ``keep`` of these are, from the topic's beginning.
+    ``rate`` is told of every example that is new, and of what is forgotten.
     """
 
     def __init__(
@@ -111,11 +113,13 @@ class FeedbackIntake:
         tried: Mapping[TopicPartition, int] | None = None,
         measures: Callable[[FeedbackExample], bool] = lambda example: False,
         keep: int = KEPT_FOR_MEASURING,
+        rate: LiveWinRate | None = None,
     ) -> None:
         self._bus = bus
         self._model = model
         self._measures = measures
         self._keep = keep
+        self._rate = rate or LiveWinRate()
         positions = bus.end_offsets(TOPIC)
         self._used = {position: (used or {}).get(position, 0) for position in positions}
         self._tried = {
@@ -187,6 +191,7 @@ class FeedbackIntake:
         self._tried = dict(self._next)
         self._new.clear()
         self._oldest_s = None
+        self._rate.reset()
         if learnt:
             self._used = dict(self._next)
             self._examples.clear()
@@ -199,7 +204,9 @@ class FeedbackIntake:
 
     def _take_in(self, record: Record) -> None:
         if record.value is None:
-            self._forget((record.key or b"").decode("utf-8", "replace"))
+            request_id = (record.key or b"").decode("utf-8", "replace")
+            self._forget(request_id)
+            self._rate.forget(request_id)
             return
         position = TopicPartition(record.topic, record.partition)
         try:
@@ -224,6 +231,7 @@ class FeedbackIntake:
                 self._links[example.request_id] = trace.Link(context)
         if record.offset >= self._tried.get(position, 0):
             self._new.add(example.request_id)
+            self._rate.add(example)
             if self._oldest_s is None:
                 self._oldest_s = time.monotonic()
 

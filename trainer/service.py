@@ -24,6 +24,8 @@ from infra.contracts.events import FeedbackExample, Lineage, ModelVersionPublish
 from infra.files import sha256_of
 from infra.registry.client import RegistryWatcher
 from infra.registry.config import ConfigWatcher
+from infra.registry.lineage import LEARNT_FROM
+from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore
 from infra.settings import Settings
 from trainer.curation import held_out
@@ -32,15 +34,16 @@ from trainer.intake import Batch, FeedbackIntake, awaiting_rollout, in_use, next
 from trainer.model import save_model
 from trainer.pile import PileRow, read_shards, shard_paths
 from trainer.publishing import publish, published_from, roll_out
-from trainer.rounds import REPLAY_DOCUMENTS, Inputs, ProgressLog, curated_feedback, run_round
+from trainer.recording import RoundRecord
+from trainer.replay import replay_fraction
+from trainer.rounds import REPLAY_DOCUMENTS, Inputs, curated_feedback, run_round
 from trainer.training import TrainingStopped
+from trainer.triggers import LiveWinRate, Schedule, why_now
 
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("feedloom.trainer")
 
 MAXIMUM_LINKS = 128
-LEARNT_FROM = "feedback.json"
-"""In a version's folder: the requests whose feedback it was trained on."""
 
 
 class TrainerService:
@@ -72,12 +75,16 @@ class TrainerService:
             configuration.catch_up()
             self._finish_rollout(watcher, publisher)
             state = watcher.state
+            rate = LiveWinRate()
+            schedule = Schedule(self._settings.trainer.schedule, last_s=self._last_round_s(state))
+            rate.follow(self._serving(state))
             intake = FeedbackIntake(
                 self._bus,
                 model=self._model,
                 used=next_offsets(in_use(state, self._model)),
                 tried=next_offsets(state.versions(self._model)),
                 measures=lambda one: self._measures(one, configuration.state.trainer),
+                rate=rate,
             )
             if now:
                 intake.catch_up()
@@ -89,15 +96,19 @@ class TrainerService:
                 watcher.poll(0.0)
                 configuration.poll(0.0)
                 config = configuration.state.trainer
-                if not now and not _enough(intake, config):
+                rate.follow(self._serving(watcher.state))
+                why = "manual" if now else _due(intake, rate, schedule, config)
+                if why is None:
                     continue
                 now = False
+                log.info("a round begins, by %s", why)
                 try:
-                    learnt = self._round(intake.batch(), config, watcher, publisher)
+                    learnt = self._round(intake.batch(), config, watcher, publisher, why=why)
                 except TrainingStopped:
                     log.info("stopped; the feedback is read again next time")
                     return
                 intake.settle(learnt=learnt)
+                schedule.ran(time.time())
                 if once:
                     return
         finally:
@@ -111,6 +122,15 @@ class TrainerService:
     def _measures(example: FeedbackExample, config: TrainerConfig) -> bool:
         return held_out(example.prompt, config.heldout_fraction)
 
+    def _serving(self, state: RegistryState) -> str | None:
+        version = state.stable(self._model)
+        return None if version is None else f"{self._model}@{version.version}"
+
+    def _last_round_s(self, state: RegistryState) -> float:
+        """When this model's newest version was published, epoch; now if there is none."""
+        moments = [version.created_at_ms for version in state.versions(self._model)]
+        return max(moments) / 1000 if moments else time.time()
+
     def _finish_rollout(self, watcher: RegistryWatcher, publisher: Publisher) -> None:
         version = awaiting_rollout(watcher.state, self._model)
         if version is not None:
@@ -122,6 +142,8 @@ class TrainerService:
         config: TrainerConfig,
         watcher: RegistryWatcher,
         publisher: Publisher,
+        *,
+        why: str,
     ) -> bool:
         """Whether the feedback is in a version that serves from now on, or is of no use."""
         if not batch.examples:
@@ -139,6 +161,7 @@ class TrainerService:
             attributes={
                 "feedloom.version.parent": parent.version,
                 "feedloom.examples": len(batch.examples),
+                "feedloom.trigger": why,
             },
         ) as span:
             version = published_from(
@@ -166,6 +189,10 @@ class TrainerService:
         publisher: Publisher,
     ) -> ModelVersionPublished | None:
         """Train and publish, whatever the gate says. ``None``: nothing to train on."""
+        replay = replay_fraction(config, watcher.state.versions(self._model))
+        if replay != config.replay_fraction:
+            log.info("%.0f %% replay, by what the last round forgot", 100 * replay)
+            config = msgspec.structs.replace(config, replay_fraction=replay)
         shards = self._train_shards()
         inputs = Inputs(
             parent=Path(self._store.resolve(parent)),
@@ -178,9 +205,19 @@ class TrainerService:
         curated = curated_feedback(inputs, config, settings, now_ms=time.time_ns() // 1_000_000)
         for reason, count in sorted(curated.dropped.items()):
             log.info("%d examples left out: %s", count, reason)
-        trained = run_round(
-            inputs, curated, config, settings, progress=ProgressLog(), stop=self._stop
-        )
+        with RoundRecord(
+            self._settings,
+            config,
+            curated,
+            model=self._model,
+            version=watcher.state.next_version(self._model),
+            parent=parent.version,
+        ) as record:
+            trained = run_round(
+                inputs, curated, config, settings, progress=record.progress, stop=self._stop
+            )
+            if trained is not None:
+                record.finish(trained)
         if trained is None:
             log.info("nothing in %d examples to train on", len(batch.examples))
             return None
@@ -190,6 +227,7 @@ class TrainerService:
             folder = Path(name)
             save_model(trained.model, trained.tokenizer, folder)
             (folder / LEARNT_FROM).write_bytes(msgspec.json.encode(curated.request_ids))
+            record.write(folder)
             return publish(
                 folder,
                 model=self._model,
@@ -231,7 +269,14 @@ class TrainerService:
         return list(read_shards(paths))
 
 
-def _enough(intake: FeedbackIntake, config: TrainerConfig) -> bool:
-    if intake.teaching >= config.min_examples:
-        return True
-    return intake.waiting > 0 and intake.waited_s >= config.max_wait_s
+def _due(
+    intake: FeedbackIntake, rate: LiveWinRate, schedule: Schedule, config: TrainerConfig
+) -> str | None:
+    return why_now(
+        teaching=intake.teaching,
+        waiting=intake.waiting,
+        waited_s=intake.waited_s,
+        fall=rate.fall(config.drift_window),
+        scheduled=schedule.is_due(time.time()),
+        config=config,
+    )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from infra.contracts.events import GateCheck, ModelVersionPublished
     from infra.registry.state import RegistryState
 
@@ -21,6 +23,29 @@ def registry_state() -> RegistryState:
 
     with connect(load_settings()) as bus:
         return read_registry(bus)
+
+
+def forgotten_by_version() -> Mapping[tuple[str, str], list[str]]:
+    """By model and version: what it learnt from, itself or by its parents, and should not have.
+
+    Only versions with any. Reads the versions' files, if anything at all is to be forgotten.
+    """
+    from infra.kafka.bus import connect
+    from infra.registry.client import read_registry
+    from infra.registry.lineage import Lineages, forgotten
+    from infra.registry.store import ArtifactStore
+    from infra.settings import load_settings
+
+    settings = load_settings()
+    with connect(settings) as bus:
+        state, wanted = read_registry(bus), forgotten(bus)
+    if not wanted:
+        return {}
+    lineages = Lineages(ArtifactStore(settings.artifacts), state)
+    return {
+        (version.model, version.version): sorted(wanted.keys() & lineages.all_requests(version))
+        for version, _ in lineages.learners(wanted)
+    }
 
 
 def find(state: RegistryState, reference: str) -> ModelVersionPublished:
@@ -55,8 +80,11 @@ def standing(state: RegistryState, version: ModelVersionPublished) -> str:
 
 @click.command(name="list")
 def list_versions() -> None:
-    """List every version: where it stands, its parent, how it scored."""
-    state = registry_state()
+    """List every version: where it stands, its parent, how it scored.
+
+    A version that learnt from feedback that is to be forgotten is flagged.
+    """
+    state, flagged = registry_state(), forgotten_by_version()
     for model in state.models():
         for version in state.versions(model):
             where = standing(state, version)
@@ -64,9 +92,11 @@ def list_versions() -> None:
             loss = version.metrics.get("heldout_loss_after")
             scored = f"held-out loss {loss:.3f}" if loss is not None else ""
             parent = version.lineage.parent or "-"
+            forgotten = flagged.get((model, version.version), ())
+            flag = f"  learnt from {len(forgotten)} to be forgotten" if forgotten else ""
             click.echo(
                 f"{mark} {f'{model}@{version.version}':16} {where:9} parent {parent:4} "
-                f"{version.lineage.objective:12} {scored}".rstrip()
+                f"{version.lineage.objective:12} {scored}{flag}".rstrip()
             )
     if not state.models():
         click.echo("no version yet: `feedloom models bootstrap`", err=True)
@@ -81,6 +111,7 @@ def show(version: str, as_json: bool) -> None:
 
     state = registry_state()
     found = find(state, version)
+    flagged = forgotten_by_version().get((found.model, found.version), [])
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
         return
@@ -104,6 +135,7 @@ def show(version: str, as_json: bool) -> None:
                 strict=True,
             )
         ),
+        *(("" if i else "to forget", request_id) for i, request_id in enumerate(flagged)),
         ("seed", str(lineage.seed)),
         ("code", lineage.code_version or "-"),
         ("artifact", found.artifact_uri),
@@ -116,6 +148,25 @@ def show(version: str, as_json: bool) -> None:
     ]
     for label, text in rows:
         click.echo(f"{label:10} {text}")
+
+
+@click.command()
+@click.argument("version")
+def lineage(version: str) -> None:
+    """List VERSION's ancestors and every request whose feedback is in it, a line each."""
+    from infra.registry.lineage import ancestors, learnt_from
+    from infra.registry.store import ArtifactStore
+    from infra.settings import load_settings
+
+    state = registry_state()
+    found = find(state, version)
+    store = ArtifactStore(load_settings().artifacts)
+    flagged = set(forgotten_by_version().get((found.model, found.version), ()))
+    for one in (found, *ancestors(state, found)):
+        requests = sorted(learnt_from(store, one))
+        click.echo(f"{one.model}@{one.version}: {one.lineage.objective}, {len(requests)} requests")
+        for request_id in requests:
+            click.echo(f"  {request_id}{'  to be forgotten' if request_id in flagged else ''}")
 
 
 @click.command()
@@ -152,9 +203,10 @@ def diff(one: str, other: str) -> None:
 def verify(versions: tuple[str, ...]) -> None:
     """Check every file of VERSIONS, by default of all, against what was published.
 
-    Exit status 1 if one is missing, changed, or of a kind that can run code.
+    Exit status 1 if one is missing, changed, of a kind that can run code or cannot be read, or if a
+    public key is configured and a version is not signed with its pair.
     """
-    from infra.registry.store import ArtifactRejected, ArtifactStore
+    from infra.registry.store import ArtifactRejected, ArtifactStore, ArtifactStoreFailed
     from infra.settings import load_settings
 
     state = registry_state()
@@ -166,13 +218,16 @@ def verify(versions: tuple[str, ...]) -> None:
     for version in chosen:
         name = f"{version.model}@{version.version}"
         try:
-            store.resolve(version)
-        except ArtifactRejected as error:
+            folder = store.resolve(version)
+        except (ArtifactRejected, ArtifactStoreFailed) as error:
             bad += 1
             click.echo(f"{name}: {error}")
         else:
             size = sum(file.size for file in version.manifest)
-            click.echo(f"{name}: {len(version.manifest)} files, {size:,} bytes, as published")
+            click.echo(
+                f"{name}: {len(version.manifest)} files, {size:,} bytes, as published; "
+                + store.signature_of(folder)
+            )
     if bad:
         raise SystemExit(1)
 

@@ -113,12 +113,29 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_wait_s: Annotated[
         float, Meta(ge=0.1, le=1e8, description="Age of new feedback that starts a round, seconds.")
     ] = 3600.0
+    drift_drop: Annotated[
+        Share,
+        Meta(description="Fall of the share of answers people like that starts a round; 0: none."),
+    ] = 0.1
+    drift_window: Annotated[
+        int, Meta(ge=10, le=100_000, description="Judged answers before the fall, and after.")
+    ] = 100
     num_train_epochs: Annotated[
         int, Meta(ge=1, le=1000, description="How often a round sees its feedback.")
     ] = 3
     per_device_train_batch_size: Annotated[
         int, Meta(ge=1, le=4096, description="Sequences a step; as many pairs and ratings.")
     ] = 16
+    gradient_accumulation_steps: Annotated[
+        int, Meta(ge=1, le=4096, description="Batches whose gradients make one step.")
+    ] = 1
+    per_device_eval_batch_size: Annotated[
+        int, Meta(ge=1, le=4096, description="Sequences at a time while a version is measured.")
+    ] = 32
+    max_train_seconds: Annotated[
+        float,
+        Meta(ge=0.0, le=1e8, description="A round trains no longer, its schedule within; 0: any."),
+    ] = 1800.0
     learning_rate: Annotated[
         float, Meta(ge=1e-9, le=1.0, description="After warm-up, before decay.")
     ] = 3e-4
@@ -130,10 +147,16 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(ge=1e-3, le=1e6, description="Gradients are clipped to it.")
     ] = 1.0
     bf16: Annotated[bool, Meta(description="bfloat16 where it does no harm.")] = True
-    fp16: Annotated[bool, Meta(description="float16, on a GPU only; with bf16 false.")] = False
+    fp16: Annotated[bool, Meta(description="float16 in its stead, on a GPU only.")] = False
+    save_total_limit: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="Newest rounds whose run folders stay; 0: all.")
+    ] = 20
     replay_fraction: Annotated[
         float, Meta(ge=0.0, le=0.99, description="Share of the tokens that is replayed Pile text.")
     ] = 0.5
+    adapt_replay: Annotated[
+        bool, Meta(description="More replay while rounds forget; replay_fraction is the least.")
+    ] = True
     ptx_weight: Annotated[
         Weight, Meta(description="Of a replayed token in the loss; a completion's is 1.")
     ] = 1.0

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import infra.registry.store
 import trainer.intake
 import trainer.publishing
+import trainer.recording
 import trainer.rounds
 import trainer.service
 from infra.kafka.bus import KafkaBus
@@ -50,7 +51,7 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "feedback-read": (trainer.intake.FeedbackIntake, "poll", True),
     "curating": (trainer.service, "curated_feedback", False),
     "parent-measured": (trainer.rounds, "train", False),
-    "training": (trainer.service.ProgressLog, "__call__", False),
+    "training": (trainer.recording.RoundRecord, "progress", False),
     "trained": (trainer.rounds, "decide", False),
     "saved": (trainer.service, "save_model", True),
     "copying": (infra.registry.store.shutil, "copyfile", True),

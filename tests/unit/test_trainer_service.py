@@ -10,13 +10,16 @@ import pytest
 
 from infra.contracts import catalogue, codec
 from infra.contracts.errors import FatalError
-from infra.contracts.events import ModelVersionPublished, RolloutChanged
+from infra.contracts.events import FeedbackExample, Lineage, ModelVersionPublished, RolloutChanged
+from infra.registry.client import read_registry
 from infra.registry.config import ConfigWatcher, publish_config
+from infra.registry.lineage import LEARNT_FROM
 from infra.registry.store import ArtifactStore
 from infra.settings import Settings
 from infra.testing import InMemoryBus
 from tests.learning import feedback, prepare, register, send, settings_at
-from trainer.service import LEARNT_FROM, TrainerService
+from trainer.publishing import publish
+from trainer.service import TrainerService
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,23 @@ def one_round(settings: Settings, bus: InMemoryBus) -> None:
 def versions(bus: InMemoryBus) -> list[ModelVersionPublished]:
     records = bus.records(catalogue.REGISTRY.name)
     return [codec.decode(record.value or b"", ModelVersionPublished) for record in records]
+
+
+def judged(version: str, *, up: bool, count: int, start: int = 0) -> list[FeedbackExample]:
+    return [
+        FeedbackExample(
+            request_id=f"judged-{start + number}",
+            prompt=f"question {start + number}",
+            output="The module reads files.",
+            model="default",
+            model_versions=(version,),
+            feedback_ids=("f",),
+            updated_at_ms=1,
+            ups=int(up),
+            downs=int(not up),
+        )
+        for number in range(count)
+    ]
 
 
 def stable(bus: InMemoryBus) -> str:
@@ -144,6 +164,40 @@ def test_a_round_by_hand_takes_what_there_is(home: Path, bus: InMemoryBus) -> No
     assert stable(bus) == "2"
     # There is nothing new, and nothing to wait for.
     TrainerService(settings, bus, stop=threading.Event()).run(once=True, now=True)
+    assert len(versions(bus)) == 2
+
+
+def test_a_fall_of_the_live_win_rate_starts_a_round(home: Path, bus: InMemoryBus) -> None:
+    settings = settings_at(home, min_examples=1000, drift_window=10)
+    service = TrainerService(settings, bus, stop=threading.Event())
+    send(bus, judged("default@1", up=True, count=20))
+    send(bus, judged("default@0", up=False, count=20, start=50))
+    fallen = judged("default@1", up=False, count=10, start=20)
+    timer = threading.Timer(1.0, send, (bus, fallen))
+    timer.start()
+    service.run(once=True)
+    timer.join()
+    assert [version.version for version in versions(bus)] == ["1", "2"]
+
+
+def test_a_schedule_starts_a_round_once_something_waits(home: Path, bus: InMemoryBus) -> None:
+    settings = settings_at(home, min_examples=1000, schedule="* * * * *")
+    send(bus, feedback(9, model="default"))
+    one_round(settings, bus)  # the minute since the first version, or the next one
+    assert stable(bus) == "2"
+
+
+def test_an_imported_model_is_a_version_of_its_own(home: Path, bus: InMemoryBus) -> None:
+    imported = publish(
+        home / "first",
+        model="default",
+        lineage=Lineage(objective="imported"),
+        metrics={},
+        store=ArtifactStore(settings_at(home).artifacts),
+        state=read_registry(bus),
+        publisher=bus.publisher(),
+    )
+    assert imported.version == "2"
     assert len(versions(bus)) == 2
 
 
