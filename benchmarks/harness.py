@@ -11,7 +11,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,6 +37,7 @@ PACKAGES = (
     "uvloop",
 )
 BROKEN = 2
+UNAVAILABLE = 3
 BUSY_SAMPLE_S = 2.0
 BUSY_PERCENT = 10.0
 
@@ -45,6 +46,10 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 class Broken(Exception):
     """The run measured nothing that may be reported: records were lost, a side died, a timeout."""
+
+
+class Unavailable(Exception):
+    """This machine lacks what is measured. An earlier run's figures stand."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +159,24 @@ def print_ratios(document: Mapping[str, Any]) -> None:
     )
 
 
-def command(measure: Callable[[Report], None], *, name: str, description: str) -> click.Command:
-    """The program around ``measure``. Exit status: 0 measured, 2 broken, 130 interrupted."""
+def command(
+    measure: Callable[..., None],
+    *,
+    name: str,
+    description: str,
+    options: Sequence[click.Option] = (),
+) -> click.Command:
+    """The program around ``measure``, which is given the report and the values of ``options``.
+
+    Exit status: 0 measured, 2 broken, 3 not to be measured on this machine, 130 interrupted.
+    """
 
     @click.command(name=name, help=description)
     @click.option(
         "--quick", is_flag=True, help="A smoke run: short, few rounds, figures are rough."
     )
     @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
-    def run(quick: bool, file: Path | None) -> None:
+    def run(quick: bool, file: Path | None, **given: Any) -> None:
         signal.signal(signal.SIGTERM, _interrupt)
         report = Report(name, quick)
         try:
@@ -170,10 +184,13 @@ def command(measure: Callable[[Report], None], *, name: str, description: str) -
             report.busy_before = psutil.cpu_percent(interval=BUSY_SAMPLE_S)
             if report.busy_before > BUSY_PERCENT:
                 report.say(f"the machine is {report.busy_before:.0f}% busy: figures will be off")
-            measure(report)
+            measure(report, **given)
         except KeyboardInterrupt:
             console.print(f"{name}: interrupted")
             sys.exit(130)
+        except Unavailable as error:
+            console.print(f"{name}: not measured: {error}")
+            sys.exit(UNAVAILABLE)
         except Exception:  # noqa: BLE001 - the status must say that nothing was measured
             console.print_exception()
             sys.exit(BROKEN)
@@ -183,6 +200,7 @@ def command(measure: Callable[[Report], None], *, name: str, description: str) -
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
+    run.params.extend(options)
     return run
 
 

@@ -14,13 +14,16 @@ END = "<!-- end of figures -->"
 Document = Mapping[str, Any]
 
 
-def page(text: str, documents: Mapping[str, Document]) -> str:
-    """``text`` with everything between the markers replaced. Raises ValueError without markers."""
+def page(text: str, documents: Mapping[str, Document], unmeasured: Sequence[str] = ()) -> str:
+    """``text`` with everything between the markers replaced. Raises ValueError without markers.
+
+    ``unmeasured``: benchmarks without a document, which the page names too.
+    """
     head, found, rest = text.partition(BEGIN)
     _, closed, tail = rest.partition(END)
     if not found or not closed:
         raise ValueError(f"the page lacks the lines {BEGIN!r} and {END!r}")
-    body = "\n\n".join(_sections(documents))
+    body = "\n\n".join((*_sections(documents), *map(_unmeasured, unmeasured)))
     return f"{head}{BEGIN}\n\n{body}\n\n{END}{tail}"
 
 
@@ -62,6 +65,11 @@ def _sections(documents: Mapping[str, Document]) -> Iterable[str]:
         if document["ratios"]:
             yield _ratios(document)
         yield from _FIGURES.get(name, _no_figures)(document["figures"])
+
+
+def _unmeasured(name: str) -> str:
+    line = f"**Not measured yet.** `python -m benchmarks.{name}`"
+    return f"## {name}\n\n{_docstring(name)}\n\n{line}"
 
 
 def _docstring(name: str) -> str:
@@ -238,6 +246,42 @@ def _pile(figures: Mapping[str, Any]) -> Iterable[str]:
 _PILE_SIDES = ("feedloom", "datatrove")
 
 
+def _train(figures: Mapping[str, Any]) -> Iterable[str]:
+    yield f"{figures['threads']} threads."
+    rows = [
+        [name, side, _spread(found)]
+        for name, sides in figures.items()
+        if isinstance(sides, Mapping)
+        for side, found in sides.items()
+        if isinstance(found, Mapping)
+    ]
+    yield _table(["", "side", "tokens/s, median (spread)"], rows)
+    rows = [
+        [name, side, f"{value:.4g}"]
+        for name, sides in figures.items()
+        if isinstance(sides, Mapping)
+        for side, value in sides.items()
+        if not isinstance(value, Mapping)
+    ]
+    yield _table(["", "side", ""], rows)
+
+
+def _mfu(figures: Mapping[str, Any]) -> Iterable[str]:
+    rows = [
+        ["device", figures["device"]],
+        ["dense bf16 peak, TFLOP/s", f"{figures['peak_tflops']:g}"],
+        ["reached, TFLOP/s", _number(figures["tflops"])],
+        ["parameters", f"{figures['parameters']:,}"],
+        ["FLOPs a token", f"{figures['flops_per_token']:,}"],
+        ["rows a step x tokens", f"{figures['batch']} x {figures['context']}"],
+        ["torch.compile", "yes" if figures["compiled"] else "no"],
+        ["ms a step", _number(figures["step_ms"])],
+        ["tokens/s", f"{figures['tokens_per_s']:,.0f}"],
+        ["peak memory, MB", f"{figures['peak_memory_mb']:,.0f}"],
+    ]
+    yield _table(["", ""], rows)
+
+
 def _spread(found: Mapping[str, float]) -> str:
     if found["rounds"] == 1:
         return _number(found["median"])
@@ -273,6 +317,8 @@ _FIGURES = {
     "bench_affinity": _affinity,
     "bench_cancellation": _cancellation,
     "bench_pile": _pile,
+    "bench_train": _train,
+    "bench_mfu": _mfu,
     "profile_dispatch": _profile,
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trainer.pretrain_command import pretrain
-from trainer.version_commands import diff, lineage, list_versions, show, verify
+from trainer.version_commands import diff, evaluate, lineage, list_versions, show, verify
 
 
 @click.group()
@@ -43,7 +43,7 @@ def bootstrap(force: bool, no_register: bool, quiet: bool) -> None:
         click.echo("registered as version 1" if registered else "the registry has versions already")
 
 
-for command in (list_versions, show, diff, lineage, verify):
+for command in (list_versions, show, diff, lineage, verify, evaluate):
     models.add_command(command)
 
 

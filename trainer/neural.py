@@ -31,7 +31,7 @@ from trainer.packing import IGNORED, Block
 from trainer.progress import Say
 from trainer.recipe import Recipe
 from trainer.tokens import epoch_order
-from trainer.training import caching_restored, finite_loss
+from trainer.training import caching_restored, finite_loss, keep_large_buffers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +196,7 @@ def train_blocks(
     Raises TrainingDiverged when the loss becomes infinite or no number.
     """
     disable_progress_bar()  # of each file saved, among the caller's own
+    keep_large_buffers()
     set_seed(recipe.seed)
     model = family.build(shape)
     callbacks: list[Any] = [_Follower(say)]

@@ -181,7 +181,7 @@ def train(
     set_seed(plan.seed)
     if plan.threads:
         torch.set_num_threads(plan.threads)
-    _keep_large_buffers()
+    keep_large_buffers()
     budget = Budget(plan, clock)
     follower = _Follower(budget, task.tokens_per_step, progress, stop)
     optimizer = build_optimizer(
@@ -334,7 +334,7 @@ def _parts(logs: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix(PART): value for name, value in logs.items() if name.startswith(PART)}
 
 
-def _keep_large_buffers() -> None:
+def keep_large_buffers() -> None:
     """Tell glibc to keep freed memory.
 
     By default each activation of a step is mapped anew and returned, and faulting its pages in

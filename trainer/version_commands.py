@@ -1,7 +1,8 @@
-"""``feedloom models list|show|diff|verify``: what is known of versions that were published."""
+"""``feedloom models list|show|diff|lineage|verify|evaluate``: what is known of a version."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -254,3 +255,40 @@ def _time(epoch_ms: int) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.5g}"
+
+
+@click.command()
+@click.argument("version")
+@click.option("--task", "tasks", multiple=True, required=True, help="A task, a group or a pattern.")
+@click.option(
+    "--tasks-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="YAML files of tasks of one's own; a hub task fetches its data.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Documents a task.")
+@click.option("--fewshot", type=click.IntRange(min=0), help="Examples before each question.")
+def evaluate(
+    version: str,
+    tasks: tuple[str, ...],
+    tasks_dir: Path | None,
+    limit: int | None,
+    fewshot: int | None,
+) -> None:
+    """Ask VERSION, or the model in a folder of that name, tasks of lm-eval.
+
+    Needs the extra `lm-eval`.
+    """
+    from infra.registry.store import ArtifactStore
+    from infra.settings import load_settings
+    from trainer.harness import evaluate_tasks
+
+    folder = Path(version)
+    if not (folder / "config.json").is_file():
+        found = find(registry_state(), version)
+        folder = Path(ArtifactStore(load_settings().artifacts).resolve(found))
+    scores = evaluate_tasks(folder, tasks, directory=tasks_dir, limit=limit, fewshot=fewshot)
+    for score in scores:
+        error = "" if score.error is None else f" ± {score.error:.4f}"
+        click.echo(
+            f"{score.task:28} {score.metric:24} {score.value:.4f}{error} ({score.samples} samples)"
+        )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.bench_mfu import flops_per_token, peak_tflops
+from benchmarks.bench_train import check_losses
 from benchmarks.guard import watch
 from benchmarks.harness import Broken, Report, Target
 from benchmarks.load import Job, Trace, summary
@@ -93,6 +95,46 @@ def test_the_page_keeps_what_people_wrote() -> None:
     assert "old" not in written
     assert "| 4 workers / 4 x one worker | 0.97 | >= 0.95 | met |" in written
     assert page(written, {"bench_scale": document}) == written
+
+
+def test_the_page_names_what_was_not_measured() -> None:
+    written = page(f"{BEGIN}\n{END}\n", {}, ["bench_mfu"])
+    assert "## bench_mfu" in written
+    assert "**Not measured yet.** `python -m benchmarks.bench_mfu`" in written
+
+
+def test_flops_are_those_of_the_formula() -> None:
+    """GPT-2 124M at 1,024 tokens: 0.86 GFLOPs a token, as nanoGPT counts."""
+    found = flops_per_token(parameters=123_653_376, layers=12, width=768, context=1024)
+    assert found == 6 * 123_653_376 + 113_246_208
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 NVL", 835.0),
+        ("NVIDIA H200", 989.0),
+    ],
+)
+def test_each_gpu_has_the_peak_of_its_own_kind(device: str, peak: float) -> None:
+    assert peak_tflops(device) == peak
+
+
+@pytest.mark.parametrize(
+    "device", ["NVIDIA A100-SXM4-80GB", "NVIDIA GH200 480GB", "NVIDIA H200 NVL"]
+)
+def test_an_unknown_gpu_asks_for_its_peak(device: str) -> None:
+    with pytest.raises(Broken, match="--peak-tflops"):
+        peak_tflops(device)
+
+
+@pytest.mark.parametrize("other", [2.01, math.nan])
+def test_sides_that_did_other_work_break_the_run(other: float) -> None:
+    check_losses("race", {"a": 2.0, "b": 2.001}, 1e-3)
+    with pytest.raises(Broken, match="losses differ"):
+        check_losses("race", {"a": 2.0, "b": other}, 1e-3)
 
 
 def test_the_plot_is_well_formed() -> None:
