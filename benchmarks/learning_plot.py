@@ -1,0 +1,70 @@
+"""The plot of ``benchmarks.learning``: win rate and forgetting by round, as SVG. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from trainer.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Line, plotted
+
+HEAD = 28
+GAP = 24
+COLOUR = "#1f77b4"
+
+
+def charts_of(rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Of the version that serves after each round; round 0 is the first version."""
+
+    def line(name: str) -> list[Line]:
+        return [Line(name=name, points=[(n, one[name]) for n, one in enumerate(rounds)])]
+
+    return [
+        Chart(title="Win rate against version 1", x_label="round", y_label="win rate",
+              lines=line("win_rate")),
+        Chart(title="Held-out Pile text", x_label="round", y_label="bits per byte",
+              lines=line("bits_per_byte")),
+    ]  # fmt: skip
+
+
+def svg(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Both charts side by side; readable on light and dark pages."""
+    charts = charts_of(rounds)
+    width = len(charts) * WIDTH + (len(charts) - 1) * GAP
+    panels = "\n".join(
+        f'<g transform="translate({index * (WIDTH + GAP)} {HEAD})">\n{_panel(chart)}\n</g>'
+        for index, chart in enumerate(charts)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT + HEAD}" '
+        f'role="img" font-family="sans-serif" font-size="12">\n'
+        f"<title>{escape('; '.join(chart.description for chart in charts))}</title>\n"
+        f'<rect width="{width}" height="{HEIGHT + HEAD}" fill="#ffffff"/>\n{panels}\n</svg>\n'
+    )
+
+
+def _panel(chart: Chart) -> str:
+    plot = plotted(chart)
+    parts = [_text(LEFT, -10, chart.title, anchor="start", weight="bold")]
+    for tick in plot.y_ticks:
+        parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{tick.at:.1f}" y2="{tick.at:.1f}" '
+            'stroke="#dddddd"/>'
+        )
+        parts.append(_text(LEFT - 6, tick.at + 4, tick.text, anchor="end"))
+    parts += [_text(tick.at, HEIGHT - BOTTOM + 16, tick.text) for tick in plot.x_ticks]
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 34, chart.x_label))
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(f'<g transform="rotate(-90 14 {middle})">{_text(14, middle, chart.y_label)}</g>')
+    for line in plot.lines:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{COLOUR}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOUR}"/>' for x, y in line]
+    return "\n".join(parts)
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "middle", weight: str = "normal") -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" '
+        f'fill="#222222">{escape(text)}</text>'
+    )
