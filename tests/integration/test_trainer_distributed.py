@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -150,7 +151,33 @@ def test_fsdp_shards_and_goes_on_from_its_own_checkpoint(runs: dict[str, Run]) -
     assert any("fsdp" in name for name in shards), shards
 
 
-def start(data: Path, out: Path) -> subprocess.Popen[str]:
+Start = Callable[[Path, Path], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts runs without end, and ends those that a test left.
+
+    A suite in the background of a shell ignores Ctrl-C, and what it starts would inherit that; what
+    is handled here is not ignored there.
+    """
+    started: list[subprocess.Popen[str]] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def one(data: Path, out: Path) -> subprocess.Popen[str]:
+        started.append(endless(data, out))
+        return started[-1]
+
+    try:
+        yield one
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for process in started:
+            process.kill()  # its ranks are tied to its life
+            process.communicate()
+
+
+def endless(data: Path, out: Path) -> subprocess.Popen[str]:
     """``feedloom trainer pretrain`` without end."""
     command = ["trainer", "pretrain", "--data", str(data), "--out", str(out), "--processes", "2"]
     sizes = {"vocabulary": 300, "context": 32, "width": 16, "layers": 1, "heads": 2}
@@ -181,7 +208,9 @@ def ranks_of(parent: subprocess.Popen[str]) -> list[psutil.Process]:
     raise AssertionError("the ranks did not start")
 
 
-def test_a_rank_that_is_killed_ends_the_run_and_is_named(data: Path, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_ends_the_run_and_is_named(
+    data: Path, tmp_path: Path, start: Start
+) -> None:
     parent = start(data, tmp_path)
     ranks = ranks_of(parent)
     deadline = time.monotonic() + DEADLINE_S
@@ -197,7 +226,9 @@ def test_a_rank_that_is_killed_ends_the_run_and_is_named(data: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_ranks_end_with_who_started_them(data: Path, tmp_path: Path, number: int) -> None:
+def test_ranks_end_with_who_started_them(
+    data: Path, tmp_path: Path, start: Start, number: int
+) -> None:
     parent = start(data, tmp_path)
     ranks = ranks_of(parent)
     parent.send_signal(number)
