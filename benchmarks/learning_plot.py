@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from benchmarks.plot import COLOURS, label
 from trainer.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Line, plotted
 
 HEAD = 28
 GAP = 24
-COLOUR = "#1f77b4"
+COLOUR = COLOURS[0]
 
 
 def charts_of(rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -45,26 +46,19 @@ def svg(rounds: Sequence[Mapping[str, Any]]) -> str:
 
 def _panel(chart: Chart) -> str:
     plot = plotted(chart)
-    parts = [_text(LEFT, -10, chart.title, anchor="start", weight="bold")]
+    parts = [label(LEFT, -10, chart.title, anchor="start", weight="bold")]
     for tick in plot.y_ticks:
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{tick.at:.1f}" y2="{tick.at:.1f}" '
             'stroke="#dddddd"/>'
         )
-        parts.append(_text(LEFT - 6, tick.at + 4, tick.text, anchor="end"))
-    parts += [_text(tick.at, HEIGHT - BOTTOM + 16, tick.text) for tick in plot.x_ticks]
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 34, chart.x_label))
+        parts.append(label(LEFT - 6, tick.at + 4, tick.text, anchor="end"))
+    parts += [label(tick.at, HEIGHT - BOTTOM + 16, tick.text) for tick in plot.x_ticks]
+    parts.append(label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 34, chart.x_label))
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<g transform="rotate(-90 14 {middle})">{_text(14, middle, chart.y_label)}</g>')
+    parts.append(f'<g transform="rotate(-90 14 {middle})">{label(14, middle, chart.y_label)}</g>')
     for line in plot.lines:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{COLOUR}" stroke-width="2"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOUR}"/>' for x, y in line]
     return "\n".join(parts)
-
-
-def _text(x: float, y: float, text: str, *, anchor: str = "middle", weight: str = "normal") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" '
-        f'fill="#222222">{escape(text)}</text>'
-    )

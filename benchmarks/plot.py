@@ -57,15 +57,15 @@ def _panel(chart: Chart) -> str:
     def up(y: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * math.log(y / low) / math.log(high / low)
 
-    parts = [_text(LEFT, 20, chart.title, weight="bold", anchor="start")]
+    parts = [label(LEFT, 20, chart.title, weight="bold", anchor="start")]
     for tick in _ticks(low, high):
         y = up(tick)
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#dddddd"/>'
         )
-        parts.append(_text(LEFT - 6, y + 4, f"{tick:g}", anchor="end"))
-    parts += [_text(across(x), HEIGHT - BOTTOM + 16, f"{x:g}") for x in xs]
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 34, chart.x_label))
+        parts.append(label(LEFT - 6, y + 4, f"{tick:g}", anchor="end"))
+    parts += [label(across(x), HEIGHT - BOTTOM + 16, f"{x:g}") for x in xs]
+    parts.append(label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 34, chart.x_label))
     for index, line in enumerate(chart.lines):
         parts += _line(index, line, [(across(x), up(y)) for x, y in line.points])
     return "\n".join(parts)
@@ -82,11 +82,11 @@ def _line(index: int, line: Line, places: Sequence[tuple[float, float]]) -> list
         f'<polyline points="{path}" {style}/>',
         *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places),
         f'<line x1="{key_x}" x2="{key_x + 22}" y1="{key_y - 4}" y2="{key_y - 4}" {style}/>',
-        _text(key_x + 28, key_y, line.name, anchor="start"),
+        label(key_x + 28, key_y, line.name, anchor="start"),
     ]
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "middle", weight: str = "normal") -> str:
+def label(x: float, y: float, text: str, *, anchor: str = "middle", weight: str = "normal") -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" '
         f'fill="#222222">{escape(text)}</text>'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,3 +45,8 @@ def sha256_of(path: Path) -> str:
     """Of a file's content, hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Of the disk that holds ``path``, or would."""
+    return shutil.disk_usage(next(one for one in (path, *path.parents) if one.exists())).free

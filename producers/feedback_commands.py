@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from infra.settings import Settings
 
 GIVE = "give"
-POLL_S = 0.5
 
 
 class _GiveByDefault(click.Group):
@@ -89,7 +87,7 @@ def forget(
     Exit status 1 if no worker took the examples out in time; it is done when one runs.
     """
     from infra.kafka.bus import connect
-    from infra.registry.lineage import requests_of
+    from infra.registry.lineage import requests_of, taken_out
     from infra.settings import load_settings
     from observability.setup import configure_telemetry
     from producers.feedback import FeedbackClient
@@ -106,7 +104,8 @@ def forget(
         with FeedbackClient(bus, source="feedloom-cli") as client:
             for request_id in requests:
                 client.forget(request_id, reason=reason)
-        left = _await_tombstones(bus, requests, wait_s)
+        gone = taken_out(bus, requests, wait_s=wait_s)
+        left = [request_id for request_id in requests if request_id not in gone]
         click.echo(f"{len(requests) - len(left)} of {len(requests)} examples are taken out")
         _print_learners(_lineages(settings, bus), requests)
     if left:
@@ -139,19 +138,6 @@ def _lineages(settings: Settings, bus: Bus) -> Lineages:
     from infra.registry.store import ArtifactStore
 
     return Lineages(ArtifactStore(settings.artifacts), read_registry(bus))
-
-
-def _await_tombstones(bus: Bus, requests: Sequence[str], wait_s: float) -> list[str]:
-    """Those that are not taken out after ``wait_s``."""
-    from infra.registry.lineage import taken_out
-
-    deadline = time.monotonic() + wait_s
-    while True:
-        gone = taken_out(bus, frozenset(requests))
-        left = [request_id for request_id in requests if request_id not in gone]
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(POLL_S)
 
 
 def _print_learners(lineages: Lineages, requests: Sequence[str]) -> None:

@@ -118,26 +118,21 @@ class KafkaSink:
 
     async def example(self, example: FeedbackExample, source: Record) -> None:
         """Returns once the broker has it."""
-        with span(_TRACER, f"send {EXAMPLES.name}", kind=SpanKind.PRODUCER):
-            await (
-                await self._producer.send(
-                    self._prefix + EXAMPLES.name,
-                    example.request_id.encode(),
-                    encode(example),
-                    None,
-                    None,
-                    self._headers(example, uuid.uuid4().hex, source.headers),
-                )
-            )
+        await self._send_example(example, encode(example), source)
 
     async def forget(self, event: FeedbackForgotten, source: Record) -> None:
         """A tombstone in place of its example. Returns once the broker has it."""
+        await self._send_example(event, None, source)
+
+    async def _send_example(
+        self, event: FeedbackExample | FeedbackForgotten, value: bytes | None, source: Record
+    ) -> None:
         with span(_TRACER, f"send {EXAMPLES.name}", kind=SpanKind.PRODUCER):
             await (
                 await self._producer.send(
                     self._prefix + EXAMPLES.name,
                     event.request_id.encode(),
-                    None,
+                    value,
                     None,
                     None,
                     self._headers(event, uuid.uuid4().hex, source.headers),

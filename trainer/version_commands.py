@@ -26,10 +26,11 @@ def registry_state() -> RegistryState:
         return read_registry(bus)
 
 
-def forgotten_by_version() -> Mapping[tuple[str, str], list[str]]:
-    """By model and version: what it learnt from, itself or by its parents, and should not have.
+def surveyed() -> tuple[RegistryState, Mapping[tuple[str, str], list[str]]]:
+    """The registry, and by model and version what is to be forgotten and was learnt from.
 
-    Only versions with any. Reads the versions' files, if anything at all is to be forgotten.
+    By the version itself or by its parents; only versions with any. Reads the versions' files, if
+    anything at all is to be forgotten.
     """
     from infra.kafka.bus import connect
     from infra.registry.client import read_registry
@@ -41,9 +42,9 @@ def forgotten_by_version() -> Mapping[tuple[str, str], list[str]]:
     with connect(settings) as bus:
         state, wanted = read_registry(bus), forgotten(bus)
     if not wanted:
-        return {}
+        return state, {}
     lineages = Lineages(ArtifactStore(settings.artifacts), state)
-    return {
+    return state, {
         (version.model, version.version): sorted(wanted.keys() & lineages.all_requests(version))
         for version, _ in lineages.learners(wanted)
     }
@@ -85,7 +86,7 @@ def list_versions() -> None:
 
     A version that learnt from feedback that is to be forgotten is flagged.
     """
-    state, flagged = registry_state(), forgotten_by_version()
+    state, flagged = surveyed()
     for model in state.models():
         for version in state.versions(model):
             where = standing(state, version)
@@ -110,9 +111,9 @@ def show(version: str, as_json: bool) -> None:
     """Show one VERSION (MODEL@VERSION): lineage, measures, the gate's reasons, files."""
     import msgspec
 
-    state = registry_state()
+    state, forgotten = surveyed()
     found = find(state, version)
-    flagged = forgotten_by_version().get((found.model, found.version), [])
+    flagged = forgotten.get((found.model, found.version), [])
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
         return
@@ -159,10 +160,10 @@ def lineage(version: str) -> None:
     from infra.registry.store import ArtifactStore
     from infra.settings import load_settings
 
-    state = registry_state()
+    state, forgotten = surveyed()
     found = find(state, version)
     store = ArtifactStore(load_settings().artifacts)
-    flagged = set(forgotten_by_version().get((found.model, found.version), ()))
+    flagged = set(forgotten.get((found.model, found.version), ()))
     for one in (found, *ancestors(state, found)):
         requests = sorted(learnt_from(store, one))
         click.echo(f"{one.model}@{one.version}: {one.lineage.objective}, {len(requests)} requests")

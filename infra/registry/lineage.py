@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 import msgspec
 
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 LEARNT_FROM = "feedback.json"
 """In a version's folder: the ids of the requests whose feedback it was trained on."""
 TIMEOUT_S = 60.0
+POLL_S = 0.5
 
 
 def learnt_from(store: ArtifactStore, version: ModelVersionPublished) -> frozenset[str]:
@@ -100,8 +103,8 @@ def forgotten(bus: Bus) -> dict[str, FeedbackForgotten]:
             return  # the join sends it to the dead letters
         found[event.request_id] = event
 
-    _read(bus, catalogue.FORGOTTEN.name, take)
-    return found
+    with _read_to_end(bus, catalogue.FORGOTTEN.name, take):
+        return found
 
 
 def requests_of(bus: Bus, principals: Collection[str]) -> list[str]:
@@ -117,28 +120,37 @@ def requests_of(bus: Bus, principals: Collection[str]) -> list[str]:
         if not set(principals).isdisjoint(example.principals):
             found[example.request_id] = None
 
-    _read(bus, catalogue.EXAMPLES.name, take)
-    return list(found)
+    with _read_to_end(bus, catalogue.EXAMPLES.name, take):
+        return list(found)
 
 
-def taken_out(bus: Bus, requests: Collection[str]) -> set[str]:
-    """Those of ``requests`` of which a tombstone is the newest example."""
-    newest: dict[str, bool] = {}
+def taken_out(bus: Bus, requests: Collection[str], *, wait_s: float = 0.0) -> set[str]:
+    """Those of ``requests`` of which a tombstone is the newest example.
+
+    ``wait_s``: how long to read on for the tombstones that are not there yet.
+    """
+    wanted, gone = set(requests), set[str]()
 
     def take(record: Record) -> None:
-        if _key(record) in requests:
-            newest[_key(record)] = record.value is None
+        if (key := _key(record)) in wanted:
+            (gone.discard if record.value is not None else gone.add)(key)
 
-    _read(bus, catalogue.EXAMPLES.name, take)
-    return {request_id for request_id, gone in newest.items() if gone}
+    with _read_to_end(bus, catalogue.EXAMPLES.name, take) as read_on:
+        deadline = monotonic() + wait_s
+        while gone != wanted and monotonic() < deadline:
+            read_on(POLL_S)
+    return gone
 
 
 def _key(record: Record) -> str:
     return (record.key or b"").decode("utf-8", "replace")
 
 
-def _read(bus: Bus, topic: str, take: Callable[[Record], None]) -> None:
-    """Every record up to the end that the topic has now."""
+@contextmanager
+def _read_to_end(
+    bus: Bus, topic: str, take: Callable[[Record], None]
+) -> Iterator[Callable[[float], None]]:
+    """Every record up to the end that the topic has now; what is given reads on from there."""
     reader = bus.reader([topic])
 
     def poll(timeout_s: float) -> None:
@@ -147,5 +159,6 @@ def _read(bus: Bus, topic: str, take: Callable[[Record], None]) -> None:
 
     try:
         catch_up(bus, reader, [topic], poll, what=topic, timeout_s=TIMEOUT_S)
+        yield poll
     finally:
         reader.close()

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from infra.contracts.errors import ConfigurationError
-from infra.files import sync
+from infra.files import free_bytes, sync
 from infra.registry.errors import ArtifactRejected, ArtifactStoreFailed
 from infra.registry.manifest import (
     MARKER,
@@ -142,9 +142,8 @@ class RemoteStore:
         try:
             yield
         except self._failures as error:
-            free = shutil.disk_usage(_existing(self._cache)).free
             raise ArtifactStoreFailed(
-                f"{what}; {free:,} bytes are free on this machine's disk: "
+                f"{what}; {free_bytes(self._cache):,} bytes are free on this machine's disk: "
                 f"{type(error).__name__}: {error}"
             ) from error
 
@@ -176,10 +175,6 @@ def _move(staging: Path, target: Path) -> None:
         if not target.is_dir():
             raise
     sync(target.parent)
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _filesystem(scheme: str, endpoint_url: str | None) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from infra.contracts.events import ModelVersionPublished
-from infra.files import sync
+from infra.files import free_bytes, sync
 from infra.registry.errors import ArtifactRejected, ArtifactStoreFailed
 from infra.registry.manifest import (
     SIGNATURE,
@@ -202,8 +202,7 @@ def _explained(store: Path, directory: Path, manifest: Manifest) -> Iterator[Non
     try:
         yield
     except OSError as error:
-        there = next(folder for folder in (store, *store.parents) if folder.exists())
         raise ArtifactStoreFailed(
             f"{store} could not take {directory}: it needs {bytes_of(manifest):,} bytes, "
-            f"{shutil.disk_usage(there).free:,} are free: {error}"
+            f"{free_bytes(store):,} are free: {error}"
         ) from error
