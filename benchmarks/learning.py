@@ -1,20 +1,27 @@
 """Does the loop learn? Win rate against the first version, and what is forgotten, by round.
 
-The embedded model goes through rounds of the trainer as it is shipped, on a bus in memory. In each,
-openings of held-back documents that no earlier round had are put to the version that serves; each
-is answered several times. The documents' true continuations stand in for people: of two answers to
-an opening the one nearer to the truth (mean of unigram and bigram F1) is preferred, and the worst
-answer to each is edited into the truth. The trainer curates, trains, measures, gates and
-publishes; what passes serves in the next round, and what does not stays behind.
+A model of the embedded one's size is pre-trained on the text of this machine less the documents
+about mathematics (`learning_data`), and put through rounds of the trainer as it is shipped, on a
+bus in memory. In each round people ask about mathematics: openings of documents that no earlier
+round had are put to the version that serves, each several times. The documents' true continuations
+stand in for what people know: of two answers the one nearer to the truth (mean of unigram and
+bigram F1) is preferred, and the worst answer to each opening is edited into the truth. The trainer
+curates, trains, measures, gates and publishes; what passes serves in the next round, and what does
+not stays behind.
 
-Measured after each round, on openings of other documents, the same for every version: the share on
-which it scores higher than version 1, a tie counting half (two samples each; 0.5 is chance), and
-bits per byte of the held-out Pile text. Nothing measured is trained on.
+Measured of each version that serves, on openings of other documents about mathematics, the same for
+every version: the share of openings to which its answers are nearer to the truth, on average over
+twelve samples, than those of version 1, as the people judge it; a tie counts half, 0.5 is chance.
+And bits per byte of the held-out Pile text, and of the openings' true continuations. Nothing
+measured is trained on.
+
+The control is version 1 trained for as many steps at the same rate on Pile text alone, measured in
+the same way: version 1 has seen its text about once, and gains by any training. What the rounds
+gain beyond that they have learnt from feedback.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 import threading
@@ -28,33 +35,32 @@ from typing import Any
 import click
 import msgspec
 
-from benchmarks.harness import Report, Target, command, project_home, table
+from benchmarks.harness import Report, Target, command, table
+from benchmarks.learning_data import Subject, Truth, prepare
 from benchmarks.learning_plot import svg
-from benchmarks.models import embedded_model
+from infra.contracts.config_keys import TrainerConfig
 from infra.contracts.events import FeedbackExample, ModelVersionPublished, PreferencePair
 from infra.registry.client import read_registry
 from infra.registry.store import ArtifactStore
 from infra.settings import Settings, TrainerSettings
 from infra.testing import InMemoryBus
 from producers.demo.scoring import score, win_rate
-from trainer.openings import Opening
 
 MODEL = "default"
 ROUNDS, QUICK_ROUNDS = 5, 1
-OPENINGS, QUICK_OPENINGS = 120, 8
+OPENINGS, QUICK_OPENINGS = 100, 8
 """A round's."""
-SAMPLES, QUICK_SAMPLES = 4, 2
+SAMPLES, QUICK_SAMPLES = 8, 2
 """Answers to an opening, of which the best is paired with the worst, and so on inwards."""
-MEASURED, QUICK_MEASURED = 256, 8
-SEEDS = (1, 2)
+MEASURED, QUICK_MEASURED = 300, 8
+MEASURED_SAMPLES, QUICK_MEASURED_SAMPLES = 12, 2
+QUICK_SECONDS = 5.0
+"""Of pre-training; a full run takes as long as the embedded model does."""
 CONTEXT = 256
 BATCH = 128
 PEOPLE = 50
-
 BLOCKS = 128
 
-Truth = tuple[str, str]
-"""A prompt and what truly follows."""
 Scores = list[float]
 Figures = dict[str, Any]
 
@@ -67,20 +73,51 @@ class Scale:
     openings: int
     samples: int
     measured: int
+    measured_samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a version did: log-probability of each true continuation, nats; mean score of answers."""
+
+    logps: Scores
+    scores: Scores
+    bits_per_byte: float
+
+    def figures(self, first: Standing, truths: Sequence[Truth]) -> Figures:
+        """Beside the first version."""
+        rate, count = win_rate(self.scores, first.scores), len(truths)
+        length = sum(len(truth.encode()) for _, truth in truths)
+        return {
+            "win_rate": rate,
+            "win_rate_error": math.sqrt(rate * (1 - rate) / count),
+            "score": sum(self.scores) / count,
+            "bits_per_byte": self.bits_per_byte,
+            "truth_bits_per_byte": -sum(self.logps) / math.log(2) / length,
+        }
 
 
 def measure(report: Report, plot: Path | None = None) -> None:
     """See the module."""
-    embedded_model()
     scale = (
         Scale(rounds=QUICK_ROUNDS, openings=QUICK_OPENINGS, samples=QUICK_SAMPLES,
-              measured=QUICK_MEASURED)
+              measured=QUICK_MEASURED, measured_samples=QUICK_MEASURED_SAMPLES)
         if report.quick
-        else Scale(rounds=ROUNDS, openings=OPENINGS, samples=SAMPLES, measured=MEASURED)
+        else Scale(rounds=ROUNDS, openings=OPENINGS, samples=SAMPLES, measured=MEASURED,
+                   measured_samples=MEASURED_SAMPLES)
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="feedloom-learning-") as folder:
-        rounds = list(Experiment(Path(folder), scale, report).run())
-    report.figures["rounds"] = rounds
+        home = Path(folder)
+        settings = Settings(home=home, trainer=trainer_settings())
+        if report.quick:
+            options = settings.bootstrap.model_copy(update={"seconds": QUICK_SECONDS})
+            settings = settings.model_copy(update={"bootstrap": options})
+        report.say("text of this machine")
+        subject = prepare(settings, lambda done, total: None)
+        experiment = Experiment(settings, subject, scale, report)
+        rounds = list(experiment.run())
+        control = list(experiment.control([one["steps"] for one in rounds[1:]]))
+    report.figures |= {"rounds": rounds, "control": control}
     last, first = rounds[-1], rounds[0]
     report.ratio("win rate after the last round", last["win_rate"], Target(">=", 0.65))
     report.ratio(
@@ -93,41 +130,77 @@ def measure(report: Report, plot: Path | None = None) -> None:
         last["bits_per_byte"] / first["bits_per_byte"],
         Target("<=", 1.01),
     )
-    show(rounds)
+    report.ratio("win rate after as many steps on Pile text alone", control[-1]["win_rate"])
+    report.ratio(
+        "bits per byte of the truth, after the rounds / on Pile text alone",
+        last["truth_bits_per_byte"] / control[-1]["truth_bits_per_byte"],
+    )
+    show(rounds, control)
     if plot is not None:
-        plot.write_text(svg(rounds), "utf-8")
+        plot.write_text(svg(rounds, control), "utf-8")
 
 
 class Experiment:
-    """The rounds, in a home of their own that borrows the text of the project's."""
+    """The rounds of one model, and what as many steps would have made of it without them."""
 
-    def __init__(self, home: Path, scale: Scale, report: Report) -> None:
-        (home / "pile").symlink_to(project_home() / "pile")
-        self._settings = Settings(home=home, trainer=trainer_settings())
+    def __init__(self, settings: Settings, subject: Subject, scale: Scale, report: Report) -> None:
+        needed = scale.rounds * scale.openings
+        if len(subject.taught) < needed:
+            raise ValueError(f"{len(subject.taught)} openings to teach with, {needed} are needed")
+        self._settings = settings
+        self._taught = subject.taught
+        self._measured = subject.measured[: scale.measured]
         self._scale = scale
         self._report = report
         self._bus = InMemoryBus()
-        self._store = ArtifactStore(self._settings.artifacts)
-        self._teaching, self._measured = truths(scale)
+        self._store = ArtifactStore(settings.artifacts)
+        self._first: Standing | None = None
 
     def run(self) -> Iterator[Figures]:
-        """What is measured of version 1, and after each round."""
+        """What is measured of version 1, and of what serves after each round."""
         from trainer.bootstrap import bootstrap, register
 
-        built = bootstrap(Settings(home=project_home()), lambda what, done, total: None)
+        self._report.say(f"pre-training, {self._settings.bootstrap.seconds:g} s")
+        built = bootstrap(self._settings, lambda what, done, total: None)
         register(self._settings, self._bus, built)
-        first = self._figures(self._stable(), None)
-        reference = first.pop("scores")
-        yield first
+        yield {"version": "1"} | self._figures(self._folder())
         for number in range(self._scale.rounds):
             learnt = self._learn(number)
-            found = self._figures(self._stable(), reference) | learnt
-            del found["scores"]
-            self._report.say(
-                f"round {number + 1}: win rate {found['win_rate']:.3f}, "
-                f"{found['bits_per_byte']:.4f} bits per byte"
-                + (", rejected" if found["rejected"] else "")
+            found = learnt | self._figures(self._folder())
+            self._say(f"round {number + 1}", found)
+            yield found
+
+    def control(self, steps: Sequence[int]) -> Iterator[Figures]:
+        """The same of the first version trained on replayed Pile text alone."""
+        from trainer.model import load_model, save_model
+        from trainer.packing import document, fill
+        from trainer.tokenizer import encode_all, load_tokenizer
+        from trainer.training import TrainingPlan, packed, train
+
+        config = msgspec.convert(self._settings.trainer.config, TrainerConfig)
+        first = self._settings.home / "models" / MODEL / "1"
+        model, tokenizer = load_model(first), load_tokenizer(first)
+        encoded = encode_all(tokenizer, [row.text for row in self._rows("train")])
+        blocks = list(fill((document([*ids, tokenizer.eos_token_id]) for ids in encoded), CONTEXT))
+        folder = self._settings.home / "control"
+        yield {"version": "1"} | self._figures(first)
+        for number, count in enumerate(steps):
+            train(
+                model,
+                packed(blocks, config.per_device_train_batch_size),
+                TrainingPlan(
+                    learning_rate=config.learning_rate,
+                    seconds=math.inf,
+                    seed=number,
+                    steps=count,
+                    warmup=config.warmup_steps,
+                    weight_decay=config.weight_decay,
+                    max_grad_norm=config.max_grad_norm,
+                ),
             )
+            save_model(model, tokenizer, folder)
+            found = {"version": f"control {number + 1}", "steps": count} | self._figures(folder)
+            self._say(f"control {number + 1}", found)
             yield found
 
     def _learn(self, number: int) -> Figures:
@@ -140,6 +213,7 @@ class Experiment:
         TrainerService(self._settings, self._bus, stop=threading.Event()).run(once=True, now=True)
         newest = read_registry(self._bus).versions(MODEL)[-1]
         return {
+            "version": self._stable().version,
             "rejected": newest.rejected,
             "steps": newest.lineage.steps,
             "objective": newest.lineage.objective,
@@ -155,37 +229,80 @@ class Experiment:
         assert version is not None
         return version
 
-    def _load(self) -> tuple[Any, Any]:
-        """Model and tokenizer of the version that serves."""
-        from trainer.model import load_model
-        from trainer.tokenizer import load_tokenizer
+    def _folder(self) -> Path:
+        """Of the version that serves."""
+        return Path(self._store.resolve(self._stable()))
 
-        folder = Path(self._store.resolve(self._stable()))
-        return load_model(folder), load_tokenizer(folder)
-
-    def _answers(self, prompts: Sequence[str], seed: int) -> list[str]:
+    def _figures(self, folder: Path) -> Figures:
+        """Of the version there. The first that is asked about is what others are held against."""
+        from trainer.alignment import answer_logps, answer_of
+        from trainer.evaluation import evaluate, held_out_blocks, joined
         from trainer.judging import generate
+        from trainer.model import load_model
+        from trainer.tokenizer import encode_all, load_tokenizer, padding_of
 
-        model, tokenizer = self._load()
-        return generate(model, tokenizer, prompts, size=CONTEXT, seed=seed, batch_size=BATCH)
-
-    def _scores(self) -> Scores:
+        model, tokenizer = load_model(folder), load_tokenizer(folder)
         prompts = [prompt for prompt, _ in self._measured]
-        return [
-            score(answer, truth)
-            for seed in SEEDS
-            for answer, (_, truth) in zip(self._answers(prompts, seed), self._measured, strict=True)
+        truths = [truth for _, truth in self._measured]
+        answers = [
+            answer_of(prompt, truth, CONTEXT, end=tokenizer.eos_token_id)
+            for prompt, truth in zip(
+                encode_all(tokenizer, prompts), encode_all(tokenizer, truths), strict=True
+            )
         ]
+        samples = [
+            generate(model, tokenizer, prompts, size=CONTEXT, seed=seed, batch_size=BATCH)
+            for seed in range(self._scale.measured_samples)
+        ]
+        sets = held_out_blocks(self._rows("heldout"), tokenizer, CONTEXT, limit=BLOCKS)
+        now = Standing(
+            logps=answer_logps(model, answers, padding=padding_of(tokenizer)),
+            scores=[
+                sum(score(sample[index], truth) for sample in samples) / len(samples)
+                for index, truth in enumerate(truths)
+            ],
+            bits_per_byte=joined(
+                [evaluate(model, tokenizer, blocks) for blocks in sets.values()]
+            ).bits_per_byte,
+        )
+        if self._first is None:
+            self._first = now
+        return now.figures(self._first, self._measured)
+
+    def _rows(self, split: str) -> list[Any]:
+        from trainer.pile import read_shards, shard_paths
+
+        return list(read_shards(shard_paths(self._settings.shards / split)))
+
+    def _say(self, what: str, found: Figures) -> None:
+        self._report.say(
+            f"{what}: win rate {found['win_rate']:.3f}, "
+            f"{found['truth_bits_per_byte']:.4f} bits per byte of the truth, "
+            f"{found['bits_per_byte']:.4f} of the Pile"
+            + (", rejected" if found.get("rejected") else "")
+        )
 
     def _teach(self, number: int, version: ModelVersionPublished) -> None:
         """This round's openings, answered and judged, onto the topic that the trainer reads."""
         from infra.contracts import catalogue, codec
+        from trainer.judging import generate
+        from trainer.model import load_model
+        from trainer.tokenizer import load_tokenizer
 
+        folder = self._folder()
+        model, tokenizer = load_model(folder), load_tokenizer(folder)
         each = self._scale.openings
-        mine = self._teaching[number * each : (number + 1) * each]
+        mine = self._taught[number * each : (number + 1) * each]
         prompts = [prompt for prompt, _ in mine]
         answers = [
-            self._answers(prompts, 1000 * (number + 1) + sample)
+            generate(
+                model,
+                tokenizer,
+                prompts,
+                size=CONTEXT,
+                seed=1000 * (number + 1) + sample,
+                batch_size=BATCH,
+            )
             for sample in range(self._scale.samples)
         ]
         publisher = self._bus.publisher()
@@ -205,73 +322,19 @@ class Experiment:
                 )
         publisher.close()
 
-    def _bits_per_byte(self) -> float:
-        from trainer.evaluation import evaluate, held_out_blocks, joined
-        from trainer.pile import read_shards, shard_paths
-
-        rows = list(read_shards(shard_paths(self._settings.shards / "heldout")))
-        model, tokenizer = self._load()
-        sets = held_out_blocks(rows, tokenizer, CONTEXT, limit=BLOCKS)
-        return joined(
-            [evaluate(model, tokenizer, blocks) for blocks in sets.values()]
-        ).bits_per_byte
-
-    def _figures(self, version: ModelVersionPublished, reference: Scores | None) -> Figures:
-        """Of the version that serves now. Without a reference it is its own."""
-        scores = self._scores()
-        rate = win_rate(scores, reference or scores)
-        return {
-            "version": version.version,
-            "scores": scores,
-            "score": sum(scores) / len(scores),
-            "win_rate": rate,
-            "win_rate_error": math.sqrt(rate * (1 - rate) / len(scores)),
-            "bits_per_byte": self._bits_per_byte(),
-        }
-
 
 def trainer_settings() -> TrainerSettings:
     """The trainer's own defaults but for what the experiment is about."""
     return TrainerSettings.model_validate(
         {
             "lora_rank": 0,
-            "learning_rate": 3e-4,
-            "replay_fraction": 0.9,
+            "learning_rate": 1e-3,
+            "replay_fraction": 0.75,
             "dpo_weight": 1.0,
             "kto_weight": 0.0,
-            "num_train_epochs": 1,
             "warmup_steps": 5,
         }
     )
-
-
-def truths(scale: Scale) -> tuple[list[Truth], list[Truth]]:
-    """To teach with, and to measure with: openings of different documents."""
-    from trainer.openings import openings_of
-    from trainer.pile import read_shards, shard_paths
-
-    lines = (project_home() / "demo" / "prompts.jsonl").read_bytes().splitlines()
-    known = [msgspec.json.decode(line, type=Opening) for line in lines]
-    measured = [(one.prompt, one.continuation) for one in known if one.split == "heldout"]
-    kept = {" ".join(prompt.split()) for prompt, _ in measured}
-    found: dict[str, str] = {}
-    for row in read_shards(shard_paths(project_home() / "pile" / "demo")):
-        flat = " ".join(row.text.split())
-        if any(prompt in flat for prompt in kept):
-            continue
-        paragraphs = row.text.split("\n\n")
-        for start in range(0, len(paragraphs), 4):
-            found |= dict(openings_of("\n\n".join(paragraphs[start : start + 8])))
-    teaching = sorted(found.items(), key=lambda one: hash_of(one[0]))
-    needed = scale.rounds * scale.openings
-    if len(teaching) < needed:
-        raise ValueError(f"{len(teaching)} openings to teach with, {needed} are needed")
-    return teaching[:needed], measured[: scale.measured]
-
-
-def hash_of(text: str) -> str:
-    """An order that depends on the text alone."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def feedback(
@@ -298,20 +361,22 @@ def feedback(
         )
 
 
-def show(rounds: Sequence[Figures]) -> None:
+def show(rounds: Sequence[Figures], control: Sequence[Figures]) -> None:
     """A line a round."""
     rows = [
         [
             str(number),
             one["version"],
             f"{one['win_rate']:.3f} ± {one['win_rate_error']:.3f}",
+            f"{one['truth_bits_per_byte']:.4f}",
             f"{one['bits_per_byte']:.4f}",
             str(one.get("steps", "-")),
             "rejected" if one.get("rejected") else "",
         ]
-        for number, one in enumerate(rounds)
+        for part in (rounds, control)
+        for number, one in enumerate(part)
     ]
-    columns = ("round", "serves", "win rate", "bits per byte", "steps", "")
+    columns = ("round", "serves", "win rate", "bits/byte of the truth", "of the Pile", "steps", "")
     table("By round", dict.fromkeys(columns, "right"), rows)
 
 

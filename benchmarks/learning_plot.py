@@ -11,26 +11,35 @@ from trainer.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Line,
 
 HEAD = 28
 GAP = 24
-COLOUR = COLOURS[0]
+KEY_WIDTH = 112
 
 
-def charts_of(rounds: Sequence[Mapping[str, Any]]) -> list[Chart]:
+Rounds = Sequence[Mapping[str, Any]]
+
+
+def charts_of(rounds: Rounds, control: Rounds) -> list[Chart]:
     """Of the version that serves after each round; round 0 is the first version."""
 
-    def line(name: str) -> list[Line]:
-        return [Line(name=name, points=[(n, one[name]) for n, one in enumerate(rounds)])]
+    def lines(name: str) -> list[Line]:
+        return [
+            Line(name=what, points=[(n, one[name]) for n, one in enumerate(part)])
+            for what, part in (("with feedback", rounds), ("Pile text alone", control))
+            if part
+        ]
 
     return [
         Chart(title="Win rate against version 1", x_label="round", y_label="win rate",
-              lines=line("win_rate")),
+              lines=lines("win_rate")),
+        Chart(title="True continuations", x_label="round", y_label="bits per byte",
+              lines=lines("truth_bits_per_byte")),
         Chart(title="Held-out Pile text", x_label="round", y_label="bits per byte",
-              lines=line("bits_per_byte")),
+              lines=lines("bits_per_byte")),
     ]  # fmt: skip
 
 
-def svg(rounds: Sequence[Mapping[str, Any]]) -> str:
-    """Both charts side by side; readable on light and dark pages."""
-    charts = charts_of(rounds)
+def svg(rounds: Rounds, control: Rounds) -> str:
+    """The charts side by side; readable on light and dark pages."""
+    charts = charts_of(rounds, control)
     width = len(charts) * WIDTH + (len(charts) - 1) * GAP
     panels = "\n".join(
         f'<g transform="translate({index * (WIDTH + GAP)} {HEAD})">\n{_panel(chart)}\n</g>'
@@ -57,8 +66,13 @@ def _panel(chart: Chart) -> str:
     parts.append(label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 34, chart.x_label))
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<g transform="rotate(-90 14 {middle})">{label(14, middle, chart.y_label)}</g>')
-    for line in plot.lines:
+    for number, (line, named) in enumerate(zip(plot.lines, chart.lines, strict=True)):
+        colour = COLOURS[number]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{COLOUR}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOUR}"/>' for x, y in line]
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in line]
+        # Named in the head of the panel, where no line runs.
+        at = WIDTH - RIGHT - KEY_WIDTH * (len(plot.lines) - number)
+        parts.append(f'<circle cx="{at}" cy="-14" r="3" fill="{colour}"/>')
+        parts.append(label(at + 8, -10, named.name, anchor="start"))
     return "\n".join(parts)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from trainer.pretrain_command import pretrain
+from trainer.round_options import read_options, round_options
 from trainer.version_commands import diff, evaluate, lineage, list_versions, show, verify
 
 
@@ -92,22 +94,32 @@ def trainer() -> None:
 
 
 @trainer.command()
-def run() -> None:
-    """Train whenever enough feedback waits, until SIGTERM or SIGINT."""
-    _serve()
+@round_options
+def run(config: Path | None, **given: Any) -> None:
+    """Train whenever enough feedback waits, until SIGTERM or SIGINT.
+
+    What is given here holds for this process, whatever `feedloom config set` says.
+    """
+    _serve(config, given)
 
 
 @trainer.command()
 @click.option("--now", is_flag=True, help="Take what feedback there is.")
-def once(now: bool) -> None:
-    """Wait for enough feedback, train one version, and end."""
-    _serve(once=True, now=now)
+@round_options
+def once(now: bool, config: Path | None, **given: Any) -> None:
+    """Wait for enough feedback, train one version, and end.
+
+    What is given here holds for this process, whatever `feedloom config set` says.
+    """
+    _serve(config, given, once=True, now=now)
 
 
 trainer.add_command(pretrain)
 
 
-def _serve(*, once: bool = False, now: bool = False) -> None:
+def _serve(
+    config: Path | None, given: dict[str, Any], *, once: bool = False, now: bool = False
+) -> None:
     import os
     import signal
     import threading
@@ -117,7 +129,11 @@ def _serve(*, once: bool = False, now: bool = False) -> None:
     from observability.setup import configure_telemetry
     from trainer.service import TrainerService
 
+    pinned, folder = read_options(config, given)
     settings = load_settings()
+    if folder is not None:
+        trainer = settings.trainer.model_copy(update={"logging_dir": folder})
+        settings = settings.model_copy(update={"trainer": trainer})
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -127,4 +143,4 @@ def _serve(*, once: bool = False, now: bool = False) -> None:
         configure_telemetry("feedloom-trainer", settings.telemetry),
         KafkaBus(resolve_kafka(settings)) as bus,
     ):
-        TrainerService(settings, bus, stop=stop).run(once=once, now=now)
+        TrainerService(settings, bus, stop=stop, pinned=pinned).run(once=once, now=now)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from infra.contracts.errors import ConfigurationError
+from observability.instruments import (
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    STEP_LOSS,
+    TRAINED_TOKENS,
+    TRAINING_STEPS,
+)
 from trainer.architectures import Architecture, Shape
 from trainer.distributed import STEP_TIMEOUT, Ranks, started_by_launcher
 from trainer.packing import IGNORED, Block
@@ -33,10 +40,16 @@ from trainer.recipe import Recipe
 from trainer.tokens import epoch_order
 from trainer.training import caching_restored, finite_loss, keep_large_buffers
 
+ARCHITECTURE = "feedloom.architecture"
+OBJECTIVE = "feedloom.objective"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """``model`` has all weights; only rank 0 has one. ``samples`` of all ranks, in this call."""
+    """``model`` has all weights; only rank 0 has one. ``samples`` of all ranks, in this call.
+
+    ``history``: what was logged, by step, also before the checkpoint that it went on from.
+    """
 
     model: Any
     epoch: float
@@ -44,6 +57,7 @@ class Trained:
     loss: float
     samples: int
     seconds: float
+    history: Sequence[Mapping[str, Any]]
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -166,17 +180,37 @@ class BlockTrainer(Trainer):  # type: ignore[misc]
 
 
 class _Follower(TrainerCallback):  # type: ignore[misc]
-    """Stops at a loss that is no number, and tells of the progress."""
+    """Stops at a loss that is no number, and tells of the progress; rank 0 also as metrics."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Say, family: str, *, tokens_per_step: int, first: bool) -> None:
         self._say = say
+        self._attributes = {ARCHITECTURE: family}
+        self._tokens_per_step = tokens_per_step
+        self._first = first
+        self._last = 0
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
         loss = finite_loss(state, logs)
-        if loss is not None:
-            self._say(f"training (loss {loss:.3f})", state.global_step, state.max_steps)
+        if loss is None:
+            return
+        self._say(f"training (loss {loss:.3f})", state.global_step, state.max_steps)
+        if self._first:
+            self._note(loss, state.global_step, logs or {})
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # What a checkpoint had done before was another process's.
+        self._last = state.global_step
+
+    def _note(self, loss: float, step: int, logs: Mapping[str, float]) -> None:
+        steps = step - self._last
+        self._last = step
+        TRAINING_STEPS.add(steps, self._attributes)
+        TRAINED_TOKENS.add(steps * self._tokens_per_step, self._attributes)
+        STEP_LOSS.set(loss, {**self._attributes, OBJECTIVE: "all"})
+        LEARNING_RATE.set(logs.get("learning_rate", 0.0), self._attributes)
+        GRADIENT_NORM.set(logs.get("grad_norm", 0.0), self._attributes)
 
 
 def train_blocks(
@@ -199,11 +233,16 @@ def train_blocks(
     keep_large_buffers()
     set_seed(recipe.seed)
     model = family.build(shape)
-    callbacks: list[Any] = [_Follower(say)]
+    arguments = training_arguments(recipe, checkpoints)
+    step = arguments.train_batch_size * arguments.world_size * recipe.gradient_accumulation_steps
+    samples = min(step, len(blocks))
+    follower = _Follower(
+        say, family.name, tokens_per_step=samples * shape.context, first=ranks.first
+    )
+    callbacks: list[Any] = [follower]
     if ranks.first:
         callbacks.append(TensorBoardCallback(tb_writer=SummaryWriter(str(logs))))
     before, begin = _steps_of(checkpoints), time.monotonic()
-    arguments = training_arguments(recipe, checkpoints)
     with caching_restored(model):
         trainer = BlockTrainer(
             model=model,
@@ -217,14 +256,14 @@ def train_blocks(
         torch.manual_seed(recipe.seed + ranks.rank)  # masks and dropout of its own
         result = trainer.train(resume_from_checkpoint=_checkpoint(checkpoints))
     seconds, steps = time.monotonic() - begin, trainer.state.global_step
-    step = arguments.train_batch_size * arguments.world_size * recipe.gradient_accumulation_steps
     return Trained(
         model=_whole(trainer, model, family, shape, ranks),
         epoch=float(trainer.state.epoch or 0.0),
         steps=steps,
         loss=float(result.training_loss),
-        samples=(steps - before) * min(step, len(blocks)),
+        samples=(steps - before) * samples,
         seconds=seconds,
+        history=trainer.state.log_history,
     )
 
 

@@ -88,6 +88,7 @@ def pretrain(
     from rich.progress import BarColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from infra.settings import load_settings
+    from observability.setup import configure_telemetry
     from trainer.progress import bar
     from trainer.rank import pretrain_in
     from trainer.run import Run
@@ -95,9 +96,10 @@ def pretrain(
     quiet = quiet or os.environ.get("RANK", "0") != "0"  # under torchrun
     recipe = read_recipe(config) if config is not None else Recipe()
     recipe = changed(recipe, {name: value for name, value in given.items() if value is not None})
+    settings = load_settings()
     run = Run(
         arch=arch,
-        data=data or load_settings().shards,
+        data=data or settings.shards,
         out=out,
         recipe=recipe,
         tokenizer=tokenizer,
@@ -112,7 +114,10 @@ def pretrain(
     else:
         from trainer.pretraining import pretrain as train
 
-        with bar(BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), quiet=quiet) as say:
+        with (
+            configure_telemetry("feedloom-trainer", settings.telemetry),
+            bar(BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), quiet=quiet) as say,
+        ):
             scores = train(run, say)
     if not quiet:
         for name, value in json.loads(msgspec.json.encode(scores)).items():

@@ -26,7 +26,9 @@ from trainer.neural import check_recipe, save, train_blocks
 from trainer.objectives import pieces
 from trainer.packing import Block
 from trainer.pile import PileRow, read_shards, shard_paths
+from trainer.pretraining_findings import report_of
 from trainer.progress import Say
+from trainer.report import REPORT, write_report
 from trainer.run import Run, Scores, load_scores, save_scores
 from trainer.tokenizer import load_tokenizer, train_tokenizer
 from trainer.tokens import TokenShards, write_token_shards
@@ -38,7 +40,9 @@ MAX_EVALUATED = 2_000
 
 
 def pretrain(run: Run, say: Say = lambda what, done, total: None) -> Scores:
-    """Train, evaluate and save: model, tokenizer and ``pretraining.json`` in ``run.out``.
+    """Train, evaluate and save: model, tokenizer, ``pretraining.json`` and ``report.html``.
+
+    All in ``run.out``.
 
     Under torchrun every rank calls this and gets the same table; the first prepares and writes.
     Token shards are kept under ``run.out/tokens`` and checkpoints under ``run.out/checkpoints``: a
@@ -160,7 +164,7 @@ def _neural(
     )
     save(trained.model, run.out)
     shutil.rmtree(checkpoints, ignore_errors=True)
-    return Scores(
+    scores = Scores(
         arch=run.arch,
         objective=family.objective,
         eval_loss=loss,
@@ -176,6 +180,8 @@ def _neural(
         peak_memory_mb=_peak_memory_mb(),
         parameters=sum(weight.numel() for weight in trained.model.parameters()),
     )
+    write_report(run.out / REPORT, report_of(run, scores, trained.history))
+    return scores
 
 
 def _ngram(
@@ -200,7 +206,7 @@ def _ngram(
         per_byte[name] = nats / math.log(2) / found.bytes
     model.save(run.out)
     loss = total / counted
-    return Scores(
+    scores = Scores(
         arch=run.arch,
         objective="causal",
         eval_loss=loss,
@@ -216,6 +222,8 @@ def _ngram(
         peak_memory_mb=_peak_memory_mb(),
         parameters=model.size,
     )
+    write_report(run.out / REPORT, report_of(run, scores, history=[]))
+    return scores
 
 
 def _peak_memory_mb() -> float:

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from infra.contracts.errors import ConfigurationError, FeedloomError
 from infra.cores import available
+from infra.settings import load_settings
+from observability.setup import configure_telemetry
 from trainer.progress import bar
 from trainer.run import Run, Scores, load_scores
 
@@ -58,7 +60,10 @@ def main(argument: str) -> int:
         set_output_aside()
     columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     try:
-        with bar(*columns, quiet=order.quiet or os.environ["RANK"] != "0") as say:
+        with (
+            configure_telemetry("feedloom-trainer", load_settings().telemetry),
+            bar(*columns, quiet=order.quiet or os.environ["RANK"] != "0") as say,
+        ):
             pretrain(order.run, say)
     except FeedloomError as error:
         errors.record_exception(error)

@@ -10,6 +10,7 @@ import logging
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from importlib.metadata import version as package_version
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 from opentelemetry import trace
 
 from infra.contracts.bus import Bus, Publisher
-from infra.contracts.config_keys import TrainerConfig
+from infra.contracts.config_keys import TrainerConfig, Value
 from infra.contracts.errors import FatalError
 from infra.contracts.events import FeedbackExample, Lineage, ModelVersionPublished
 from infra.files import sha256_of
@@ -47,10 +48,21 @@ MAXIMUM_LINKS = 128
 
 
 class TrainerService:
-    """One model's loop. ``stop`` ends it between steps; an unfinished round publishes nothing."""
+    """One model's loop. ``stop`` ends it between steps; an unfinished round publishes nothing.
 
-    def __init__(self, settings: Settings, bus: Bus, *, stop: threading.Event) -> None:
+    ``pinned``: values of ``trainer.*`` by name that hold whatever the configuration topic says.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        bus: Bus,
+        *,
+        stop: threading.Event,
+        pinned: Mapping[str, Value] | None = None,
+    ) -> None:
         self._settings = settings
+        self._pinned = dict(pinned or {})
         self._model = settings.trainer.model
         self._bus = bus
         self._stop = stop
@@ -83,19 +95,19 @@ class TrainerService:
                 model=self._model,
                 used=next_offsets(in_use(state, self._model)),
                 tried=next_offsets(state.versions(self._model)),
-                measures=lambda one: self._measures(one, configuration.state.trainer),
+                measures=lambda one: self._measures(one, self._config(configuration)),
                 rate=rate,
             )
             if now:
                 intake.catch_up()
             else:
-                least = configuration.state.trainer.min_examples
+                least = self._config(configuration).min_examples
                 log.info("waiting for %d feedback examples", least)
             while not self._stop.is_set():
                 intake.poll(0.5)
                 watcher.poll(0.0)
                 configuration.poll(0.0)
-                config = configuration.state.trainer
+                config = self._config(configuration)
                 rate.follow(self._serving(watcher.state))
                 why = "manual" if now else _due(intake, rate, schedule, config)
                 if why is None:
@@ -117,6 +129,10 @@ class TrainerService:
             publisher.close()
             configuration.close()
             watcher.close()
+
+    def _config(self, configuration: ConfigWatcher) -> TrainerConfig:
+        """What is in force now."""
+        return msgspec.structs.replace(configuration.state.trainer, **self._pinned)
 
     @staticmethod
     def _measures(example: FeedbackExample, config: TrainerConfig) -> bool:

@@ -285,6 +285,33 @@ def test_every_family_trains_and_is_scored_through_the_same_command(
         assert list((tmp_path / "logs").iterdir())
     assert not (tmp_path / "checkpoints").exists()
     assert "eval_perplexity" in result.output
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "Held-out perplexity" in page
+    assert ("Learning rate" in page) == (arch != "ngram")
+
+
+def test_a_run_measures_its_steps(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: dict[str, list[tuple[float, dict[str, str]]]] = {"steps": [], "tokens": [], "loss": []}
+
+    def note(name: str) -> Any:
+        def take(value: float, attributes: dict[str, str]) -> None:
+            counted[name].append((value, attributes))
+
+        return SimpleNamespace(add=take, set=take)
+
+    for instrument, name in (
+        ("TRAINING_STEPS", "steps"),
+        ("TRAINED_TOKENS", "tokens"),
+        ("STEP_LOSS", "loss"),
+    ):
+        monkeypatch.setattr(f"trainer.neural.{instrument}", note(name))
+    pretrain(run_of(data, tmp_path, "gpt2", changed(TINY, {"logging_steps": 2})))
+    assert sum(value for value, _ in counted["steps"]) == 6
+    assert sum(value for value, _ in counted["tokens"]) == 6 * 4 * 32
+    assert counted["steps"][0][1] == {"feedloom.architecture": "gpt2"}
+    assert all(math.isfinite(value) for value, _ in counted["loss"])
 
 
 def test_a_run_that_was_broken_off_goes_on_from_its_checkpoint_to_the_same_weights(

@@ -150,6 +150,19 @@ def test_dynamic_settings_are_those_of_the_next_round(home: Path, bus: InMemoryB
     assert second.lineage.objective == "sft"
 
 
+def test_what_is_pinned_holds_whatever_the_topic_says(home: Path, bus: InMemoryBus) -> None:
+    watcher, publisher = ConfigWatcher(bus), bus.publisher()
+    for key, value in (("trainer.lora_rank", "4"), ("trainer.dpo_weight", "0")):
+        publish_config(publisher, watcher, key, value, now_ms=1)
+    send(bus, feedback(12, model="default"))
+    pinned = {"lora_rank": 0, "min_examples": 1}
+    settings = settings_at(home, min_examples=1000)
+    TrainerService(settings, bus, stop=threading.Event(), pinned=pinned).run(once=True)
+    second = versions(bus)[-1]
+    assert second.lineage.adapter_rank == 0
+    assert second.lineage.objective == "sft"
+
+
 def test_feedback_that_teaches_nothing_is_passed_over(home: Path, bus: InMemoryBus) -> None:
     settings = settings_at(home, sft=False, dpo_weight=0.0, kto_weight=0.0)
     send(bus, feedback(8, model="default"))
