@@ -1,4 +1,4 @@
-"""What `benchmarks.learning` teaches: a subject that the first version was never trained on.
+"""A subject that the first version never saw, for `benchmarks.learning` and `.continual`.
 
 The text of this machine that the embedded model is made of, less the documents about mathematics:
 those are what people ask about. Of their documents some are asked about in the rounds, the others
@@ -31,10 +31,12 @@ Truth = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Openings of different documents, each in an order that depends on their text alone."""
+    """Openings of different documents, in an order that depends on their text alone; the texts."""
 
     taught: list[Truth]
     measured: list[Truth]
+    taught_text: list[str]
+    measured_text: list[str]
 
 
 def prepare(settings: Settings, progress: Callable[[int, int], None]) -> Subject:
@@ -55,7 +57,12 @@ def prepare(settings: Settings, progress: Callable[[int, int], None]) -> Subject
     prompts = settings.home / "demo" / "prompts.jsonl"
     prompts.parent.mkdir(parents=True, exist_ok=True)
     prompts.touch()
-    return Subject(taught=openings(taught), measured=openings(measured))
+    return Subject(
+        taught=openings(taught),
+        measured=openings(measured),
+        taught_text=[one.text for one in taught],
+        measured_text=[one.text for one in measured],
+    )
 
 
 def openings(documents: Iterable[Document]) -> list[Truth]:

@@ -73,7 +73,13 @@ class Exam:
     def samples(self, before: Measurement, after: Measurement) -> list[Sample]:
         """Answers to the prompts that people gave feedback on."""
         return [
-            Sample(prompt=one.prompt, before=old, after=new, wanted=one.target)
+            Sample(
+                prompt=one.prompt,
+                before=old,
+                after=new,
+                wanted=one.target,
+                request_id=one.request_id,
+            )
             for one, old, new in zip(self.references, before.answers, after.answers, strict=True)
         ]
 

@@ -133,6 +133,7 @@ class FeedbackIntake:
         self._measuring: dict[str, FeedbackExample] = {}
         self._links: dict[str, trace.Link] = {}
         self._new: set[str] = set()
+        self._forgotten: set[str] = set()
         self._oldest_s: float | None = None
 
     @property
@@ -186,6 +187,11 @@ class FeedbackIntake:
             links=tuple(self._links.values()),
         )
 
+    def take_forgotten(self) -> set[str]:
+        """Requests that were to be forgotten, by what was read since the last call."""
+        found, self._forgotten = self._forgotten, set()
+        return found
+
     def settle(self, *, learnt: bool) -> None:
         """A round is over. Unless its version serves, the examples wait for the next one too."""
         self._tried = dict(self._next)
@@ -207,6 +213,7 @@ class FeedbackIntake:
             request_id = (record.key or b"").decode("utf-8", "replace")
             self._forget(request_id)
             self._rate.forget(request_id)
+            self._forgotten.add(request_id)
             return
         position = TopicPartition(record.topic, record.partition)
         try:

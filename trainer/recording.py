@@ -37,7 +37,7 @@ from trainer.findings import report_of
 from trainer.progress import training_bar
 from trainer.report import REPORT, Sample, write_report
 from trainer.rounds import Trained
-from trainer.run_folders import new_run, prune
+from trainer.run_folders import new_run, note_shown, prune
 from trainer.training import PART, Progress, TrainingStopped
 
 SAMPLES = 6
@@ -131,7 +131,10 @@ class RoundRecord:
         self._trained = trained
         self._count_examples(trained)
         self._note_marks(trained)
-        self.write(self.folder, [*trained.samples[:SAMPLES], *trained.safety_samples[:2]])
+        shown = trained.samples[:SAMPLES]
+        # First: a report without it could not be found again when somebody asks to be forgotten.
+        note_shown(self.folder, [one.request_id for one in shown if one.request_id is not None])
+        self.write(self.folder, [*shown, *trained.safety_samples[:2]])
 
     def write(self, folder: Path, samples: Sequence[Sample] | None = None) -> Path:
         """The report in a folder that is published: it shows nobody's prompts.

@@ -61,6 +61,8 @@ class Sample:
     before: str
     after: str
     wanted: str | None = None
+    request_id: str | None = None
+    """Whose feedback the prompt is from; ``None``: nobody's."""
 
 
 @dataclass(frozen=True, kw_only=True)

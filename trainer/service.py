@@ -38,6 +38,7 @@ from trainer.publishing import publish, published_from, roll_out
 from trainer.recording import RoundRecord
 from trainer.replay import replay_fraction
 from trainer.rounds import REPLAY_DOCUMENTS, Inputs, curated_feedback, run_round
+from trainer.run_folders import forget
 from trainer.training import TrainingStopped
 from trainer.triggers import LiveWinRate, Schedule, why_now
 
@@ -100,11 +101,13 @@ class TrainerService:
             )
             if now:
                 intake.catch_up()
+                self._forget(intake)
             else:
                 least = self._config(configuration).min_examples
                 log.info("waiting for %d feedback examples", least)
             while not self._stop.is_set():
                 intake.poll(0.5)
+                self._forget(intake)
                 watcher.poll(0.0)
                 configuration.poll(0.0)
                 config = self._config(configuration)
@@ -137,6 +140,11 @@ class TrainerService:
     @staticmethod
     def _measures(example: FeedbackExample, config: TrainerConfig) -> bool:
         return held_out(example.prompt, config.heldout_fraction)
+
+    def _forget(self, intake: FeedbackIntake) -> None:
+        """No report on this machine shows what somebody asked to be forgotten."""
+        for report in forget(self._settings.runs, self._model, intake.take_forgotten()):
+            log.info("%s is removed: it showed feedback that was to be forgotten", report)
 
     def _serving(self, state: RegistryState) -> str | None:
         version = state.stable(self._model)

@@ -30,7 +30,7 @@ from trainer.pile import read_shards, shard_paths
 from trainer.recording import RoundRecord
 from trainer.report import REPORT, Report, Sample, Table, charts_of, render
 from trainer.rounds import Inputs, Trained, curated_feedback, run_round
-from trainer.run_folders import new_run, prune, runs_of
+from trainer.run_folders import forget, new_run, note_shown, prune, runs_of
 from trainer.training import TrainingDiverged, TrainingStopped
 
 NASTY = "</p><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
@@ -266,6 +266,24 @@ def test_only_the_newest_runs_stay_and_only_runs_go(tmp_path: Path) -> None:
     assert mine.is_dir()
     assert prune(tmp_path, "a", keep=20) == []
     assert prune(tmp_path, "nothing", keep=1) == []
+
+
+def test_reports_that_show_what_is_to_be_forgotten_go(tmp_path: Path) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    runs = [
+        new_run(tmp_path, model="a", version=str(n), now=start + timedelta(days=n))
+        for n in range(3)
+    ]
+    for run, shown in zip(runs, (["r1", "r2"], ["r2"], []), strict=True):
+        note_shown(run, shown)
+        (run / REPORT).write_text("a page")
+        (run / "events").write_text("curves")
+    assert forget(tmp_path, "a", set()) == []
+    assert forget(tmp_path, "a", {"r1", "r9"}) == [runs[0] / REPORT]
+    assert [(run / REPORT).exists() for run in runs] == [False, True, True]
+    assert all((run / "events").exists() for run in runs)
+    assert forget(tmp_path, "a", {"r1"}) == []
+    assert forget(tmp_path, "b", {"r2"}) == []
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../../etc", "/etc"])

@@ -19,6 +19,8 @@ from infra.settings import Settings
 from infra.testing import InMemoryBus
 from tests.learning import feedback, prepare, register, send, settings_at
 from trainer.publishing import publish
+from trainer.report import REPORT
+from trainer.run_folders import SHOWN, runs_of
 from trainer.service import TrainerService
 
 
@@ -178,6 +180,22 @@ def test_a_round_by_hand_takes_what_there_is(home: Path, bus: InMemoryBus) -> No
     # There is nothing new, and nothing to wait for.
     TrainerService(settings, bus, stop=threading.Event()).run(once=True, now=True)
     assert len(versions(bus)) == 2
+
+
+def test_what_is_forgotten_is_shown_in_no_report(
+    home: Path, bus: InMemoryBus, tmp_path: Path
+) -> None:
+    settings = settings_at(home, heldout_fraction=0.3, logging_dir=tmp_path)
+    send(bus, feedback(40, model="default"))
+    one_round(settings, bus)
+    (run,) = runs_of(tmp_path, "default")
+    shown = json.loads((run / SHOWN).read_text())
+    assert shown
+    assert (run / REPORT).is_file()
+    publisher = bus.publisher()
+    publisher.publish(catalogue.EXAMPLES.name, key=shown[0].encode(), value=None)
+    TrainerService(settings, bus, stop=threading.Event()).run(once=True, now=True)
+    assert not (run / REPORT).exists()
 
 
 def test_a_fall_of_the_live_win_rate_starts_a_round(home: Path, bus: InMemoryBus) -> None:
