@@ -22,7 +22,9 @@ from infra.contracts.events import (
     WorkerStatusReported,
 )
 from infra.registry.client import RegistryWatcher
+from infra.registry.errors import ArtifactRejected
 from infra.registry.store import ArtifactStore
+from infra.registry.transitions import refusal
 from stream_workers.engine import Engine, EngineDead
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +40,10 @@ def version_name(published: ModelVersionPublished) -> str:
 async def wait_for_stable(
     watcher: RegistryWatcher, model: str, timeout_s: float = 600.0
 ) -> ModelVersionPublished:
-    """The stable version to start with. Raises ConfigurationError after ``timeout_s``."""
+    """The stable version to start with.
+
+    Raises ConfigurationError after ``timeout_s``, and for one that may not serve.
+    """
     await asyncio.to_thread(watcher.catch_up)
     end = time.monotonic() + timeout_s
     said = False
@@ -52,6 +57,12 @@ async def wait_for_stable(
             _LOG.warning("waiting for a stable version of model %r in the registry", model)
             said = True
         await asyncio.to_thread(watcher.poll, 1.0)
+    why_not = refusal(stable)
+    if why_not is not None:
+        raise ConfigurationError(
+            f"{version_name(stable)} is stable and may not serve: {why_not}; "
+            "`feedloom models promote` another"
+        )
     return stable
 
 
@@ -132,6 +143,9 @@ class VersionSwitcher:
         ) as span:
             in_flight = self._in_flight()
             try:
+                why_not = refusal(target)
+                if why_not is not None:
+                    raise ArtifactRejected(why_not)
                 path = await asyncio.to_thread(self._store.resolve, target)
                 pause_ms = await self._engine.switch(
                     path, version_name(target), rollout.switch_policy

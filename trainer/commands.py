@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from infra.registry.rollout_commands import pin, promote, rollback, status, unpin
 from trainer.pretrain_command import pretrain
 from trainer.round_options import read_options, round_options
 from trainer.version_commands import diff, evaluate, lineage, list_versions, show, verify
@@ -14,7 +15,7 @@ from trainer.version_commands import diff, evaluate, lineage, list_versions, sho
 
 @click.group()
 def models() -> None:
-    """Build, publish, list, compare and verify model versions."""
+    """Build, publish, list, compare and verify versions, and say which one serves."""
 
 
 @models.command()
@@ -45,7 +46,10 @@ def bootstrap(force: bool, no_register: bool, quiet: bool) -> None:
         click.echo("registered as version 1" if registered else "the registry has versions already")
 
 
-for command in (list_versions, show, diff, lineage, verify, evaluate):
+for command in (
+    *(list_versions, show, diff, lineage, verify, evaluate),
+    *(promote, rollback, pin, unpin, status),
+):
     models.add_command(command)
 
 

@@ -79,10 +79,10 @@ def awaiting_rollout(state: RegistryState, model: str) -> ModelVersionPublished 
     """The newest child of the stable version that passed its gate since the last rollout.
 
     A trainer that died between publishing it and rolling it out left it so. One that is older than
-    the last rollout was passed over, or rolled back, by somebody.
+    the last rollout was passed over, or rolled back, by somebody. Of a pinned model none awaits.
     """
     current = state.rollout(model)
-    if current is None:
+    if current is None or current.pinned:
         return None
     passed = [
         version

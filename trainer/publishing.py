@@ -17,6 +17,7 @@ from infra.contracts.events import (
 from infra.registry.client import publish_rollout, publish_version
 from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore
+from infra.registry.transitions import promoted
 
 log = logging.getLogger(__name__)
 
@@ -76,16 +77,22 @@ def publish(
 
 def roll_out(
     version: ModelVersionPublished, *, state: RegistryState, publisher: Publisher, reason: str
-) -> RolloutChanged:
-    """Make a version the stable one, unless it already is."""
+) -> RolloutChanged | None:
+    """Make a version the stable one, unless it already is; ``None``: the model is pinned.
+
+    Raises IllegalTransition for a version that its gate rejected.
+    """
     current = state.rollout(version.model)
     if current is not None and current.stable == version.version:
         return current
-    event = RolloutChanged(
-        model=version.model,
-        revision=(current.revision if current else 0) + 1,
-        stable=version.version,
-        changed_at_ms=time.time_ns() // 1_000_000,
+    if current is not None and current.pinned:
+        log.info("%s is pinned to %s: not rolled out", version.model, current.stable)
+        return None
+    event = promoted(
+        state,
+        version.model,
+        version.version,
+        now_ms=time.time_ns() // 1_000_000,
         actor="feedloom/trainer",
         reason=reason,
     )

@@ -201,8 +201,7 @@ class TrainerService:
                 return False
             if self._stop.wait(self._settings.trainer.rollout_delay_s):
                 raise TrainingStopped  # the next start finishes the rollout
-            self._roll_out(version, watcher, publisher)
-            return True
+            return self._roll_out(version, watcher, publisher)
 
     def _train(
         self,
@@ -277,9 +276,11 @@ class TrainerService:
 
     def _roll_out(
         self, version: ModelVersionPublished, watcher: RegistryWatcher, publisher: Publisher
-    ) -> None:
+    ) -> bool:
+        """Whether it serves from now on."""
         reason = reasons(version.gate) if version.gate is not None else "published"
-        roll_out(version, state=watcher.state, publisher=publisher, reason=reason)
+        current = roll_out(version, state=watcher.state, publisher=publisher, reason=reason)
+        return current is not None
 
     def _train_shards(self) -> list[Path]:
         return shard_paths(self._settings.shards / "train")

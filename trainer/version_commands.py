@@ -71,13 +71,10 @@ def find(state: RegistryState, reference: str) -> ModelVersionPublished:
 
 
 def standing(state: RegistryState, version: ModelVersionPublished) -> str:
-    """One word for where a version stands."""
-    current = state.rollout(version.model)
-    if current is not None and current.stable == version.version:
-        return "stable"
-    if current is not None and current.candidate == version.version:
-        return "candidate"
-    return "rejected" if version.rejected else "published"
+    """Where a version stands, in words."""
+    from infra.registry.transitions import stage_of
+
+    return stage_of(state, version).replace("_", " ")
 
 
 @click.command(name="list")
@@ -97,7 +94,7 @@ def list_versions() -> None:
             forgotten = flagged.get((model, version.version), ())
             flag = f"  learnt from {len(forgotten)} to be forgotten" if forgotten else ""
             click.echo(
-                f"{mark} {f'{model}@{version.version}':16} {where:9} parent {parent:4} "
+                f"{mark} {f'{model}@{version.version}':16} {where:11} parent {parent:4} "
                 f"{version.lineage.objective:12} {scored}{flag}".rstrip()
             )
     if not state.models():

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
 EpochMs = Annotated[int, Meta(ge=0)]
@@ -382,6 +382,8 @@ class RolloutChanged(Event, frozen=True, kw_only=True, tag="RolloutChanged"):
 
     ``switch_policy``: ``keep`` continues requests in flight over the switch, ``drain`` lets them
     finish first. ``revision`` rises by one with each change; readers ignore older ones.
+    ``retired``: versions that were stable before, the newest last; ``rolled_back``: those that were
+    taken out of service. ``pinned``: nothing is promoted until somebody takes the pin off.
     """
 
     model: Identifier
@@ -394,6 +396,9 @@ class RolloutChanged(Event, frozen=True, kw_only=True, tag="RolloutChanged"):
     switch_policy: Literal["keep", "drain"] = "keep"
     actor: str = ""
     reason: str = ""
+    retired: tuple[str, ...] = ()
+    rolled_back: tuple[str, ...] = ()
+    pinned: bool = False
 
 
 class ConfigChanged(Event, frozen=True, kw_only=True, tag="ConfigChanged"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from uuid import uuid4
 
 from opentelemetry import trace
@@ -10,7 +11,7 @@ from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Publisher, catch_up
-from infra.contracts.errors import ContractError
+from infra.contracts.errors import ContractError, RetryableError
 from infra.contracts.events import Event, ModelVersionPublished, RolloutChanged
 from infra.registry.state import RegistryState
 from observability.propagation import inject
@@ -41,6 +42,56 @@ def _publish(publisher: Publisher, topic: str, key: str, event: Event) -> None:
         ).result(ACKNOWLEDGE_TIMEOUT_S)
 
 
+class RolloutOvertaken(RetryableError):
+    """Somebody else changed the same rollout at the same moment. Look at it before another try."""
+
+
+def change_rollout(
+    publisher: Publisher,
+    watcher: RegistryWatcher,
+    change: Callable[[RegistryState], RolloutChanged],
+) -> RolloutChanged:
+    """Publish what ``change`` makes of the rollout as it stands, and wait until it is read back.
+
+    Kafka knows no compare-and-set. Of two writers of one revision the later stands, because it is
+    the one that compaction keeps; it reads the earlier before its own, so that at least one of two
+    always learns of the other.
+
+    Raises:
+        IllegalTransition: of ``change``; nothing is published.
+        RolloutOvertaken: another writer made a change of the same revision; says whose stands.
+        FatalError, DeliveryFailed: the topics cannot be read or written.
+    """
+    watcher.catch_up()
+    event = change(watcher.state)
+    rivals: list[RolloutChanged] = []
+
+    def look(seen: ModelVersionPublished | RolloutChanged) -> None:
+        if isinstance(seen, RolloutChanged) and seen.model == event.model and seen != event:
+            rivals.append(seen)
+
+    watcher.callbacks.append(look)
+    try:
+        publish_rollout(publisher, event)
+        watcher.catch_up()
+    finally:
+        watcher.callbacks.remove(look)
+    standing = watcher.state.rollout(event.model)
+    if standing != event:
+        assert standing is not None
+        raise RolloutOvertaken(
+            f"{event.model} was changed at the same moment by {standing.actor or 'somebody'}, to "
+            f"{standing.stable} (revision {standing.revision}), and that stands"
+        )
+    if rivals:
+        other = rivals[-1]
+        raise RolloutOvertaken(
+            f"{event.model} was changed at the same moment by {other.actor or 'somebody'}, to "
+            f"{other.stable}; this change, to {event.stable}, came later and stands"
+        )
+    return event
+
+
 class RegistryWatcher:
     """Reads both registry topics from the beginning, without a group: every process sees all."""
 
@@ -48,6 +99,8 @@ class RegistryWatcher:
         self._bus = bus
         self._reader = bus.reader(TOPICS)
         self.state = RegistryState()
+        self.callbacks: list[Callable[[ModelVersionPublished | RolloutChanged], None]] = []
+        """Called with each event that changed the state, in the thread that polls."""
 
     def poll(self, timeout_s: float) -> list[ModelVersionPublished | RolloutChanged]:
         """Take in what came; returns the events that changed the state.
@@ -70,6 +123,8 @@ class RegistryWatcher:
                 continue
             if self.state.apply(event):
                 applied.append(event)
+                for callback in self.callbacks:
+                    callback(event)
             elif isinstance(event, ModelVersionPublished):
                 known = self.state.version(event.model, event.version)
                 if known != event:

@@ -90,7 +90,7 @@ def _publish(key: str, value: str, reason: str) -> str:
                 key,
                 value,
                 now_ms=time.time_ns() // 1_000_000,
-                actor=_user(),
+                actor=user(),
                 reason=reason,
             )
         finally:
@@ -100,7 +100,8 @@ def _publish(key: str, value: str, reason: str) -> str:
     return f"{key} is {_text(watcher.state.value(key))}{default} (revision {event.revision})"
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs this command; empty where nobody knows."""
     import getpass
 
     try:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.contracts import catalogue, codec
 from infra.contracts.errors import FatalError
 from infra.contracts.events import FeedbackExample, Lineage, ModelVersionPublished, RolloutChanged
-from infra.registry.client import read_registry
+from infra.registry.client import RegistryWatcher, change_rollout, read_registry
 from infra.registry.config import ConfigWatcher, publish_config
 from infra.registry.lineage import LEARNT_FROM
 from infra.registry.store import ArtifactStore
+from infra.registry.transitions import pinned
 from infra.settings import Settings
 from infra.testing import InMemoryBus
 from tests.learning import feedback, prepare, register, send, settings_at
@@ -209,6 +212,29 @@ def test_a_fall_of_the_live_win_rate_starts_a_round(home: Path, bus: InMemoryBus
     service.run(once=True)
     timer.join()
     assert [version.version for version in versions(bus)] == ["1", "2"]
+
+
+def test_a_pinned_model_learns_but_keeps_its_version(home: Path, bus: InMemoryBus) -> None:
+    watcher = RegistryWatcher(bus)
+
+    def pin(value: bool) -> None:
+        who: dict[str, Any] = {"now_ms": time.time_ns() // 1_000_000, "actor": "", "reason": ""}
+        change_rollout(
+            bus.publisher(), watcher, lambda state: pinned(state, "default", pin=value, **who)
+        )
+
+    pin(True)
+    send(bus, feedback(12, model="default"))
+    one_round(settings_at(home), bus)
+    assert [one.rejected for one in versions(bus)] == [False, False]
+    assert stable(bus) == "1"
+    # Nothing that serves has learnt from it, so it is learnt again, with what is new.
+    pin(False)
+    send(bus, feedback(4, model="default", start=12))
+    one_round(settings_at(home), bus)
+    third = versions(bus)[-1]
+    assert stable(bus) == third.version == "3"
+    assert sum(span.end - span.start for span in third.lineage.feedback) == 16
 
 
 def test_a_schedule_starts_a_round_once_something_waits(home: Path, bus: InMemoryBus) -> None:
