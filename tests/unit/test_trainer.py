@@ -454,6 +454,7 @@ def test_a_version_is_published_once_whatever_crashed_between(tmp_path: Path) ->
             model="default",
             lineage=lineage,
             metrics={},
+            gate=GateDecision(passed=True, confidence=0.95),
             store=store,
             state=state,
             publisher=bus.publisher(),
