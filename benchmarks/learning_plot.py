@@ -28,7 +28,7 @@ def charts_of(rounds: Rounds, control: Rounds) -> list[Chart]:
         ]
 
     return [
-        Chart(title="Win rate against version 1", x_label="round", y_label="win rate",
+        Chart(title="Win rate", x_label="round", y_label="against version 1",
               lines=lines("win_rate")),
         Chart(title="True continuations", x_label="round", y_label="bits per byte",
               lines=lines("truth_bits_per_byte")),
