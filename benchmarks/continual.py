@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Report, command, table
-from benchmarks.learning_data import prepare
+from benchmarks.learning_data import bits_per_byte, hurried, prepare, rows_of
 from infra.settings import Settings
 
 CONTEXT = 256
@@ -33,7 +33,6 @@ LOWEST = 1e-5
 WARMUP = 0.01
 """Share of the steps."""
 BLOCKS, QUICK_BLOCKS = 128, 8
-QUICK_SECONDS = 5.0
 SEED = 17
 
 
@@ -78,17 +77,14 @@ def measure(report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="feedloom-continual-") as folder:
         settings = Settings(home=Path(folder))
         if report.quick:
-            options = settings.bootstrap.model_copy(update={"seconds": QUICK_SECONDS})
-            settings = settings.model_copy(update={"bootstrap": options})
+            settings = hurried(settings)
         rows = list(_run(settings, report))
     report.figures["arms"] = rows
-    first = rows[0]
-    for one in rows[1:]:
-        if one["name"] == "re-warmed to 0.001":
-            report.ratio("new text, re-warmed to 0.001 / before", one["new"] / first["new"])
-            report.ratio("old text, re-warmed to 0.001 / before", one["old"] / first["old"])
-        if one["name"] == "re-warmed to 0.001, 5 % replay":
-            report.ratio("old text, 5 % replay / before", one["old"] / first["old"])
+    before, arms = rows[0], {one["name"]: one for one in rows}
+    plain, replayed = arms["re-warmed to 0.001"], arms["re-warmed to 0.001, 5 % replay"]
+    report.ratio("new text, re-warmed to 0.001 / before", plain["new"] / before["new"])
+    report.ratio("old text, re-warmed to 0.001 / before", plain["old"] / before["old"])
+    report.ratio("old text, 5 % replay / before", replayed["old"] / before["old"])
     table(
         "Bits per byte",
         {"way": "left", "steps": "right", "old text": "right", "new text": "right"},
@@ -101,11 +97,9 @@ def _run(settings: Settings, report: Report) -> Iterator[dict[str, Any]]:
     import torch
 
     from trainer.bootstrap import bootstrap
-    from trainer.evaluation import evaluate, held_out_blocks, joined
     from trainer.model import build_model, load_model
-    from trainer.packing import document, fill
-    from trainer.pile import PileMeta, PileRow, read_shards, shard_paths
-    from trainer.tokenizer import encode_all, load_tokenizer
+    from trainer.pile import PileMeta, PileRow
+    from trainer.tokenizer import load_tokenizer, text_blocks
     from trainer.training import TrainingPlan, packed, train
 
     subject = prepare(settings, lambda done, total: None)
@@ -115,23 +109,15 @@ def _run(settings: Settings, report: Report) -> Iterator[dict[str, Any]]:
     end = tokenizer.eos_token_id
     most = QUICK_BLOCKS if report.quick else BLOCKS
 
-    def rows(split: str) -> list[PileRow]:
-        return list(read_shards(shard_paths(settings.shards / split)))
-
-    def blocks(texts: Sequence[str]) -> list[Any]:
-        encoded = encode_all(tokenizer, list(texts))
-        return list(fill((document([*ids, end]) for ids in encoded), CONTEXT))
-
     def score(model: Any, held: list[PileRow]) -> float:
-        sets = held_out_blocks(held, tokenizer, CONTEXT, limit=most)
-        return float(
-            joined([evaluate(model, tokenizer, one) for one in sets.values()]).bits_per_byte
-        )
+        return bits_per_byte(model, tokenizer, held, size=CONTEXT, limit=most)
 
-    old, new = blocks([row.text for row in rows("train")]), blocks(subject.taught_text)
+    texts = [row.text for row in rows_of(settings, "train")]
+    old = list(text_blocks(tokenizer, texts, CONTEXT))
+    new = list(text_blocks(tokenizer, subject.taught_text, CONTEXT))
     if report.quick:
         new = new[: 2 * BATCH]
-    held_old = rows("heldout")
+    held_old = rows_of(settings, "heldout")
     held_new = [
         PileRow(text=text, meta=PileMeta(pile_set_name="mathematics"))
         for text in subject.measured_text

@@ -36,7 +36,7 @@ import click
 import msgspec
 
 from benchmarks.harness import Report, Target, command, table
-from benchmarks.learning_data import Subject, Truth, prepare
+from benchmarks.learning_data import Subject, Truth, bits_per_byte, hurried, prepare, rows_of
 from benchmarks.learning_plot import svg
 from infra.contracts.config_keys import TrainerConfig
 from infra.contracts.events import FeedbackExample, ModelVersionPublished, PreferencePair
@@ -54,8 +54,6 @@ SAMPLES, QUICK_SAMPLES = 8, 2
 """Answers to an opening, of which the best is paired with the worst, and so on inwards."""
 MEASURED, QUICK_MEASURED = 300, 8
 MEASURED_SAMPLES, QUICK_MEASURED_SAMPLES = 12, 2
-QUICK_SECONDS = 5.0
-"""Of pre-training; a full run takes as long as the embedded model does."""
 CONTEXT = 256
 BATCH = 128
 PEOPLE = 50
@@ -110,8 +108,7 @@ def measure(report: Report, plot: Path | None = None) -> None:
         home = Path(folder)
         settings = Settings(home=home, trainer=trainer_settings())
         if report.quick:
-            options = settings.bootstrap.model_copy(update={"seconds": QUICK_SECONDS})
-            settings = settings.model_copy(update={"bootstrap": options})
+            settings = hurried(settings)
         report.say("text of this machine")
         subject = prepare(settings, lambda done, total: None)
         experiment = Experiment(settings, subject, scale, report)
@@ -173,15 +170,14 @@ class Experiment:
     def control(self, steps: Sequence[int]) -> Iterator[Figures]:
         """The same of the first version trained on replayed Pile text alone."""
         from trainer.model import load_model, save_model
-        from trainer.packing import document, fill
-        from trainer.tokenizer import encode_all, load_tokenizer
+        from trainer.tokenizer import load_tokenizer, text_blocks
         from trainer.training import TrainingPlan, packed, train
 
         config = msgspec.convert(self._settings.trainer.config, TrainerConfig)
         first = self._settings.home / "models" / MODEL / "1"
         model, tokenizer = load_model(first), load_tokenizer(first)
-        encoded = encode_all(tokenizer, [row.text for row in self._rows("train")])
-        blocks = list(fill((document([*ids, tokenizer.eos_token_id]) for ids in encoded), CONTEXT))
+        texts = [row.text for row in rows_of(self._settings, "train")]
+        blocks = list(text_blocks(tokenizer, texts, CONTEXT))
         folder = self._settings.home / "control"
         yield {"version": "1"} | self._figures(first)
         for number, count in enumerate(steps):
@@ -236,7 +232,6 @@ class Experiment:
     def _figures(self, folder: Path) -> Figures:
         """Of the version there. The first that is asked about is what others are held against."""
         from trainer.alignment import answer_logps, answer_of
-        from trainer.evaluation import evaluate, held_out_blocks, joined
         from trainer.judging import generate
         from trainer.model import load_model
         from trainer.tokenizer import encode_all, load_tokenizer, padding_of
@@ -254,25 +249,23 @@ class Experiment:
             generate(model, tokenizer, prompts, size=CONTEXT, seed=seed, batch_size=BATCH)
             for seed in range(self._scale.measured_samples)
         ]
-        sets = held_out_blocks(self._rows("heldout"), tokenizer, CONTEXT, limit=BLOCKS)
         now = Standing(
             logps=answer_logps(model, answers, padding=padding_of(tokenizer)),
             scores=[
                 sum(score(sample[index], truth) for sample in samples) / len(samples)
                 for index, truth in enumerate(truths)
             ],
-            bits_per_byte=joined(
-                [evaluate(model, tokenizer, blocks) for blocks in sets.values()]
-            ).bits_per_byte,
+            bits_per_byte=bits_per_byte(
+                model,
+                tokenizer,
+                rows_of(self._settings, "heldout"),
+                size=CONTEXT,
+                limit=BLOCKS,
+            ),
         )
         if self._first is None:
             self._first = now
         return now.figures(self._first, self._measured)
-
-    def _rows(self, split: str) -> list[Any]:
-        from trainer.pile import read_shards, shard_paths
-
-        return list(read_shards(shard_paths(self._settings.shards / split)))
 
     def _say(self, what: str, found: Figures) -> None:
         self._report.say(

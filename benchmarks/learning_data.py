@@ -11,15 +11,17 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from infra.settings import Settings
-from trainer.corpus import SPLITS, Document, assemble, collect, decontaminate
+from trainer.corpus import SPLITS, Document, assemble, collect, decontaminate, marks
 from trainer.openings import openings_of
-from trainer.pile import write_shards
-from trainer.prose import shingles
+from trainer.pile import PileRow, read_shards, shard_paths, write_shards
 
 SUBJECT = ("packages/sympy/", "packages/networkx/", "packages/mpmath/")
 """Sources; torch depends on all three, so they are always there."""
+QUICK_SECONDS = 5.0
+"""Of pre-training; a full run takes as long as the embedded model does."""
 MEASURED_SHARE = 0.3
 """Of the subject's documents."""
 STRIDE, SPAN = 4, 8
@@ -65,6 +67,27 @@ def prepare(settings: Settings, progress: Callable[[int, int], None]) -> Subject
     )
 
 
+def hurried(settings: Settings) -> Settings:
+    """With a first version that is pre-trained for a moment only."""
+    options = settings.bootstrap.model_copy(update={"seconds": QUICK_SECONDS})
+    return settings.model_copy(update={"bootstrap": options})
+
+
+def rows_of(settings: Settings, split: str) -> list[PileRow]:
+    """A split that :func:`prepare` wrote."""
+    return list(read_shards(shard_paths(settings.shards / split)))
+
+
+def bits_per_byte(
+    model: Any, tokenizer: Any, rows: Iterable[PileRow], *, size: int, limit: int
+) -> float:
+    """Of held-out text, in at most about ``limit`` blocks of ``size`` tokens."""
+    from trainer.evaluation import evaluate, held_out_blocks, joined
+
+    sets = held_out_blocks(rows, tokenizer, size, limit=limit)
+    return joined([evaluate(model, tokenizer, blocks) for blocks in sets.values()]).bits_per_byte
+
+
 def openings(documents: Iterable[Document]) -> list[Truth]:
     """Openings at several places of each document, sorted by hash."""
     found: dict[str, str] = {}
@@ -73,16 +96,6 @@ def openings(documents: Iterable[Document]) -> list[Truth]:
         for start in range(0, len(paragraphs), STRIDE):
             found |= dict(openings_of("\n\n".join(paragraphs[start : start + SPAN])))
     return sorted(found.items(), key=lambda one: _hash(one[0]))
-
-
-def marks(documents: Iterable[Document]) -> set[int]:
-    """Every run of eight words of these documents."""
-    return {
-        mark
-        for document in documents
-        for paragraph in document.text.split("\n\n")
-        for mark in shingles(paragraph)
-    }
 
 
 def without(guarded: set[int], documents: Iterable[Document]) -> list[Document]:

@@ -8,7 +8,6 @@ OpenTelemetry's own ``OTEL_*`` variables.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from infra.contracts.config_keys import InvalidSetting, TrainerConfig, parse
+from infra.contracts.config_keys import InvalidSetting, TrainerConfig, parse_value
 from infra.contracts.errors import ConfigurationError
 
 
@@ -126,14 +125,10 @@ class TrainerSettings(_Section):
 
 def _parsed(name: str, value: Any) -> Any:
     """A value as ``feedloom config set`` would take it; variables come as text."""
-    text = value if isinstance(value, str) else json.dumps(value)
     try:
-        parsed = parse(f"trainer.{name}", text)
+        return parse_value(f"trainer.{name}", value)
     except InvalidSetting as error:
         raise ValueError(str(error)) from error
-    if parsed is None:
-        raise ValueError(f"trainer.{name} has no value null")
-    return parsed
 
 
 class BootstrapSettings(_Section):

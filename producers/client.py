@@ -279,7 +279,7 @@ class GenerationClient:
 
     def _handle_of(self, record: Record) -> GenerationHandle | None:
         with self._lock:
-            return self._open.get((record.key or b"").decode("utf-8", "replace"))
+            return self._open.get(record.key_text)
 
     def _arrived(self, handle: GenerationHandle) -> None:
         """Its partition has one less to do. Call with the lock held."""

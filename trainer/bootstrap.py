@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -135,8 +135,7 @@ def _pretrain(settings: Settings, directory: Path, step: Step) -> dict[str, floa
 
     from trainer.evaluation import evaluate
     from trainer.model import build_model, save_model
-    from trainer.packing import document, fill
-    from trainer.tokenizer import encode_all, train_tokenizer
+    from trainer.tokenizer import text_blocks, train_tokenizer
     from trainer.training import Progress, TrainingPlan, packed, train
 
     options = settings.bootstrap
@@ -147,13 +146,10 @@ def _pretrain(settings: Settings, directory: Path, step: Step) -> dict[str, floa
     end = tokenizer.eos_token_id
     random.Random(options.seed).shuffle(texts)
     size = min(256, options.context)
-
-    def blocks_of(documents: Sequence[str]) -> Iterator[object]:
-        encoded = encode_all(tokenizer, documents)
-        return fill((document([*ids, end]) for ids in encoded), size)
-
-    blocks = list(blocks_of(texts))
-    heldout = list(islice(blocks_of(_texts(settings, "heldout")), HELDOUT_BLOCKS))
+    blocks = list(text_blocks(tokenizer, texts, size))
+    heldout = list(
+        islice(text_blocks(tokenizer, _texts(settings, "heldout"), size), HELDOUT_BLOCKS)
+    )
     torch.manual_seed(options.seed)
     model = build_model(options, vocab_size=len(tokenizer), end=end, padding=tokenizer.pad_token_id)
 
@@ -162,7 +158,7 @@ def _pretrain(settings: Settings, directory: Path, step: Step) -> dict[str, floa
 
     outcome = train(
         model,
-        packed(blocks, BATCH_SIZE),  # type: ignore[arg-type]
+        packed(blocks, BATCH_SIZE),
         TrainingPlan(
             learning_rate=LEARNING_RATE,
             seconds=options.seconds,
@@ -172,7 +168,7 @@ def _pretrain(settings: Settings, directory: Path, step: Step) -> dict[str, floa
         ),
         progress=progress,
     )
-    score = evaluate(model, tokenizer, heldout)  # type: ignore[arg-type]
+    score = evaluate(model, tokenizer, heldout)
     log.info("held-out loss %.3f after %d steps", score.loss, outcome.steps)
     save_model(model, tokenizer, directory)
     return {

@@ -116,16 +116,14 @@ def assemble(sources: Iterable[Source]) -> Corpus:
     for source in sources:
         kept = []
         for paragraph in source.paragraphs:
-            marks = shingles(paragraph)
-            if len(marks & seen) <= MAXIMUM_FAMILIARITY * len(marks):
+            mine = shingles(paragraph)
+            if len(mine & seen) <= MAXIMUM_FAMILIARITY * len(mine):
                 kept.append(paragraph)
-            seen |= marks
+            seen |= mine
         for text in _cut(kept):
             document = Document(text=text, source=source.name, group=source.group)
             splits[split_of(document.digest)].append(document)
-    guarded = {
-        mark for name in ("heldout", "demo") for item in splits[name] for mark in _marks(item)
-    }
+    guarded = marks((*splits["heldout"], *splits["demo"]))
     train = [clean for item in splits["train"] if (clean := decontaminate(item, guarded))]
     return Corpus(train=train, heldout=splits["heldout"], demo=splits["demo"])
 
@@ -147,9 +145,14 @@ def decontaminate(document: Document, guarded: set[int]) -> Document | None:
     return Document(text=text, source=document.source, group=document.group)
 
 
-def _marks(document: Document) -> Iterator[int]:
-    for paragraph in document.text.split("\n\n"):
-        yield from shingles(paragraph)
+def marks(documents: Iterable[Document]) -> set[int]:
+    """Every run of eight words of these documents."""
+    return {
+        mark
+        for document in documents
+        for paragraph in document.text.split("\n\n")
+        for mark in shingles(paragraph)
+    }
 
 
 def _cut(kept: Sequence[str]) -> Iterator[str]:

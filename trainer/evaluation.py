@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from trainer.packing import IGNORED, Block, document, fill
+from trainer.packing import IGNORED, Block
 from trainer.pile import PileRow
-from trainer.tokenizer import encode_all
+from trainer.tokenizer import text_blocks
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -64,11 +64,10 @@ def held_out_blocks(
     texts: dict[str, list[str]] = {}
     for row in rows:
         texts.setdefault(row.meta.pile_set_name, []).append(row.text)
-    end = tokenizer.eos_token_id
     found = {}
     total = sum(len(text) for each in texts.values() for text in each)
     for name, each in sorted(texts.items()):
-        blocks = fill((document([*ids, end]) for ids in encode_all(tokenizer, each)), size)
+        blocks = text_blocks(tokenizer, each, size)
         share = sum(map(len, each)) / max(total, 1)
         kept = list(islice(blocks, None if limit is None else max(1, round(limit * share))))
         if kept:

@@ -103,12 +103,6 @@ def decide(measured: Measured, thresholds: Thresholds) -> GateDecision:
     )
 
 
-def reasons(decision: GateDecision) -> str:
-    """What decided, in words: the failed checks, or else all."""
-    failed = [check for check in decision.checks if not check.passed]
-    return "; ".join(check.reason for check in failed or decision.checks)
-
-
 def _forgetting(measured: Measured, thresholds: Thresholds) -> GateCheck:
     before, after = measured.parent_nats, measured.nats
     if len(before) == 0 or len(before) != len(after):

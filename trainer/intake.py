@@ -210,7 +210,7 @@ class FeedbackIntake:
 
     def _take_in(self, record: Record) -> None:
         if record.value is None:
-            request_id = (record.key or b"").decode("utf-8", "replace")
+            request_id = record.key_text
             self._forget(request_id)
             self._rate.forget(request_id)
             self._forgotten.add(request_id)

@@ -9,7 +9,7 @@ import math
 import resource
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ NGRAM_ORDER = 3
 TOKENIZER_DOCUMENTS = 20_000
 MAX_EVALUATED = 2_000
 
+History = Sequence[Mapping[str, Any]]
+
 
 def pretrain(run: Run, say: Say = lambda what, done, total: None) -> Scores:
     """Train, evaluate and save: model, tokenizer, ``pretraining.json`` and ``report.html``.
@@ -59,8 +61,10 @@ def pretrain(run: Run, say: Say = lambda what, done, total: None) -> Scores:
         if ranks.first:
             _prepare(run, say)
         ranks.wait()
-        scores = _trained(run, ranks, say)
-        if scores is not None:
+        trained = _trained(run, ranks, say)
+        if trained is not None:
+            scores, history = trained
+            write_report(run.out / REPORT, report_of(run, scores, history))
             save_scores(scores, run.out)
         ranks.wait()
     return load_scores(run.out)
@@ -95,8 +99,8 @@ def _prepare(run: Run, say: Say) -> None:
     )
 
 
-def _trained(run: Run, ranks: Ranks, say: Say) -> Scores | None:
-    """The table, on rank 0."""
+def _trained(run: Run, ranks: Ranks, say: Say) -> tuple[Scores, History] | None:
+    """The table and what was logged on the way, on rank 0."""
     tokenizer = load_tokenizer(run.out)
     blocks = TokenShards(run.out / "tokens")
     if not len(blocks):
@@ -127,7 +131,7 @@ def _neural(
     evaluated: dict[str, HeldOut],
     ranks: Ranks,
     say: Say,
-) -> Scores | None:
+) -> tuple[Scores, History] | None:
     """The table, on rank 0: it evaluates, so that what is drawn there does not hang on ranks."""
     recipe, family = run.recipe, architecture(run.arch)
     shape = Shape(
@@ -180,8 +184,7 @@ def _neural(
         peak_memory_mb=_peak_memory_mb(),
         parameters=sum(weight.numel() for weight in trained.model.parameters()),
     )
-    write_report(run.out / REPORT, report_of(run, scores, trained.history))
-    return scores
+    return scores, trained.history
 
 
 def _ngram(
@@ -190,7 +193,7 @@ def _ngram(
     blocks: Sequence[Block],
     evaluated: dict[str, HeldOut],
     say: Say,
-) -> Scores:
+) -> tuple[Scores, History]:
     begin = time.monotonic()
     model = NgramModel(order=NGRAM_ORDER, vocabulary=len(tokenizer))
     for index in range(len(blocks)):
@@ -222,8 +225,7 @@ def _ngram(
         peak_memory_mb=_peak_memory_mb(),
         parameters=model.size,
     )
-    write_report(run.out / REPORT, report_of(run, scores, history=[]))
-    return scores
+    return scores, []
 
 
 def _peak_memory_mb() -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from infra.contracts.errors import ConfigurationError
 
+T = TypeVar("T")
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -53,8 +54,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def read_recipe(path: Path) -> Recipe:
     """A YAML file of some of the names. Raises ConfigurationError that says which is wrong."""
+    return read_yaml(path, Recipe)
+
+
+def read_yaml(path: Path, kind: type[T]) -> T:
+    """A YAML file as ``kind``, an empty one as an empty mapping. Raises ConfigurationError."""
     try:
-        return msgspec.yaml.decode(path.read_bytes() or b"{}", type=Recipe)
+        return msgspec.yaml.decode(path.read_bytes() or b"{}", type=kind)
     except msgspec.DecodeError as error:
         raise ConfigurationError(f"{path}: {error}") from error
 

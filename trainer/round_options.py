@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import click
 import msgspec
 
-from infra.contracts.config_keys import CATALOGUE, TrainerConfig, Value, parse
+from infra.contracts.config_keys import CATALOGUE, TrainerConfig, Value, parse_value
 from infra.contracts.errors import ConfigurationError
+from trainer.recipe import read_yaml
 
 SECTION = "trainer"
 LOGGING_DIR = "logging_dir"
@@ -53,24 +53,10 @@ def read_options(
         ConfigurationError: the file is no mapping, or holds a folder that is no text.
         InvalidSetting: a name or value that the catalogue does not accept; says what would do.
     """
-    said: dict[str, Any] = {} if config is None else _read(config)
+    said: dict[str, Any] = {} if config is None else read_yaml(config, dict[str, Any])
     said |= {name: value for name, value in given.items() if value is not None}
     folder = said.pop(LOGGING_DIR, None)
     if folder is not None and not isinstance(folder, str | Path):
         raise ConfigurationError(f"{LOGGING_DIR} must be a folder, not {folder!r}")
-    values: dict[str, Value] = {}
-    for name, value in said.items():
-        # An option is text already, and is read as `feedloom config set` reads its value.
-        text = value if isinstance(value, str) else json.dumps(value)
-        parsed = parse(f"{SECTION}.{name}", text)
-        if parsed is None:
-            raise ConfigurationError(f"{SECTION}.{name} has no value null")
-        values[name] = parsed
+    values = {name: parse_value(f"{SECTION}.{name}", value) for name, value in said.items()}
     return values, None if folder is None else Path(folder)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return msgspec.yaml.decode(path.read_bytes() or b"{}", type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise ConfigurationError(f"{path}: {error}") from error

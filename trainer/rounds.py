@@ -30,11 +30,11 @@ from trainer.gate import Thresholds, decide
 from trainer.judging import pairs_of, safety_list
 from trainer.mixing import task
 from trainer.model import load_model
-from trainer.packing import Block, completion, document, fill, fit
+from trainer.packing import Block, completion, fit
 from trainer.pile import PileRow
 from trainer.preparation.steps import scrubbed
 from trainer.report import Sample
-from trainer.tokenizer import encode_all, load_tokenizer, padding_of
+from trainer.tokenizer import encode_all, load_tokenizer, padding_of, text_blocks
 from trainer.training import Progress, TrainingPlan, TrainingStopped, train
 
 log = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def _material(
     tokens = tokens or sum(len(one.answer.tokens) for one in ratings)
     texts = [row.text for row in inputs.replay]
     random.Random(seed).shuffle(texts)
-    replay = fill((document([*ids, end]) for ids in encode_all(tokenizer, texts)), size)
+    replay = text_blocks(tokenizer, texts, size)
     return Material(
         feedback=feedback,
         replay=list(islice(replay, round(tokens / size * share / (1 - share)))),

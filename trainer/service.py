@@ -28,9 +28,9 @@ from infra.registry.config import ConfigWatcher
 from infra.registry.lineage import LEARNT_FROM
 from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore
+from infra.registry.transitions import reasons
 from infra.settings import Settings
 from trainer.curation import held_out
-from trainer.gate import reasons
 from trainer.intake import Batch, FeedbackIntake, awaiting_rollout, in_use, next_offsets
 from trainer.model import save_model
 from trainer.pile import PileRow, read_shards, shard_paths

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from trainer.packing import Block, document, fill
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
@@ -55,6 +57,12 @@ def encode_all(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
     # Texts longer than the context are cut into blocks later; the length warning says nothing.
     encoded = tokenizer(batch, add_special_tokens=False, verbose=False)
     return [list(ids) for ids in encoded["input_ids"]]
+
+
+def text_blocks(tokenizer: Any, texts: Iterable[str], size: int) -> Iterator[Block]:
+    """Whole documents as blocks of ``size`` tokens, the end-of-text token after each."""
+    end = tokenizer.eos_token_id
+    return fill((document([*ids, end]) for ids in encode_all(tokenizer, texts)), size)
 
 
 def padding_of(tokenizer: Any) -> int:

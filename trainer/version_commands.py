@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from infra.contracts.events import GateCheck, ModelVersionPublished
     from infra.registry.state import RegistryState
 
-DEFAULT_MODEL = "default"
-
 
 def registry_state() -> RegistryState:
     """The registry as it stands now. Raises FatalError when the topics cannot be read."""
@@ -56,16 +54,16 @@ def find(state: RegistryState, reference: str) -> ModelVersionPublished:
     Raises ConfigurationError that says which versions there are.
     """
     from infra.contracts.errors import ConfigurationError
+    from infra.registry.state import named
 
-    model, _, version = reference.rpartition("@")
-    found = state.version(model or DEFAULT_MODEL, version)
+    model, version = named(reference)
+    found = state.version(model, version)
     if found is None:
         known = [
             f"{one.model}@{one.version}" for name in state.models() for one in state.versions(name)
         ]
         raise ConfigurationError(
-            f"there is no version {model or DEFAULT_MODEL}@{version}; there are: "
-            + (", ".join(known) or "none")
+            f"there is no version {model}@{version}; there are: " + (", ".join(known) or "none")
         )
     return found
 

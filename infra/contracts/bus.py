@@ -36,6 +36,11 @@ class Record:
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
 
+    @property
+    def key_text(self) -> str:
+        """The key as text; empty without one."""
+        return (self.key or b"").decode("utf-8", "replace")
+
 
 @dataclass(frozen=True, slots=True)
 class RecordPosition:

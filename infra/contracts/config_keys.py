@@ -9,6 +9,7 @@ below; a key is its section's name and the field's. ``tenants.<name>.*`` falls b
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -275,6 +276,17 @@ def parse(key: str, json_text: str) -> Value | None:
         raise InvalidSetting(
             f"{key} takes {entry.accepts}, or null for its default; {json_text!r} is not: {error}"
         ) from error
+
+
+def parse_value(key: str, value: object) -> Value:
+    """A value from a file, a variable or an option: text is JSON, as `config set` takes it.
+
+    Raises InvalidSetting as :func:`parse` does, and for null: there is no default to go back to.
+    """
+    parsed = parse(key, value if isinstance(value, str) else json.dumps(value))
+    if parsed is None:
+        raise InvalidSetting(f"{key} has no value null")
+    return parsed
 
 
 class ConfigState:

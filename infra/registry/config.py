@@ -67,7 +67,7 @@ class ConfigWatcher:
         return changed
 
     def _apply(self, record: Record) -> str | None:
-        written_as = (record.key or b"").decode("utf-8", "replace")
+        written_as = record.key_text
         if record.value is None:
             return written_as if self.state.forget(written_as) else None
         event = codec.decode(record.value, ConfigChanged)

@@ -112,7 +112,7 @@ def requests_of(bus: Bus, principals: Collection[str]) -> list[str]:
     found: dict[str, None] = {}
 
     def take(record: Record) -> None:
-        found.pop(_key(record), None)
+        found.pop(record.key_text, None)
         try:
             example = codec.decode(record.value or b"", FeedbackExample)
         except ContractError:
@@ -132,7 +132,7 @@ def taken_out(bus: Bus, requests: Collection[str], *, wait_s: float = 0.0) -> se
     wanted, gone = set(requests), set[str]()
 
     def take(record: Record) -> None:
-        if (key := _key(record)) in wanted:
+        if (key := record.key_text) in wanted:
             (gone.discard if record.value is not None else gone.add)(key)
 
     with _read_to_end(bus, catalogue.EXAMPLES.name, take) as read_on:
@@ -140,10 +140,6 @@ def taken_out(bus: Bus, requests: Collection[str], *, wait_s: float = 0.0) -> se
         while gone != wanted and monotonic() < deadline:
             read_on(POLL_S)
     return gone
-
-
-def _key(record: Record) -> str:
-    return (record.key or b"").decode("utf-8", "replace")
 
 
 @contextmanager

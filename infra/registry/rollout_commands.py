@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from infra.registry.state import DEFAULT_MODEL, named
+
 if TYPE_CHECKING:
     from infra.contracts.events import RolloutChanged, WorkerStatusReported
     from infra.registry.state import RegistryState
-
-DEFAULT_MODEL = "default"
 
 
 def _reason(function: Callable[..., None]) -> Callable[..., None]:
@@ -31,10 +31,10 @@ def promote(version: str, reason: str) -> None:
     """Make VERSION (MODEL@VERSION, or one of the default model) the stable one."""
     from infra.registry.transitions import promoted
 
-    model, _, name = version.rpartition("@")
+    model, name = named(version)
     _change(
         lambda state, now_ms, actor: promoted(
-            state, model or DEFAULT_MODEL, name, now_ms=now_ms, actor=actor, reason=reason
+            state, model, name, now_ms=now_ms, actor=actor, reason=reason
         )
     )
 

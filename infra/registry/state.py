@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from infra.contracts.events import ModelVersionPublished, RolloutChanged
 
+DEFAULT_MODEL = "default"
+
+
+def named(reference: str) -> tuple[str, str]:
+    """Model and version of ``MODEL@VERSION``, or of a version of the default model."""
+    model, _, version = reference.rpartition("@")
+    return model or DEFAULT_MODEL, version
+
 
 class RegistryState:
     """What the events applied so far say. Versions are immutable; a rollout's revision only rises.

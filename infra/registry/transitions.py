@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import ModelVersionPublished, RolloutChanged
+from infra.contracts.events import GateDecision, ModelVersionPublished, RolloutChanged
 from infra.registry.state import RegistryState
 
 Stage = Literal[
@@ -58,8 +58,13 @@ def refusal(version: ModelVersionPublished) -> str | None:
         return "it has learnt from feedback and was through no gate" if _learnt(version) else None
     if version.gate.passed:
         return None
-    failed = "; ".join(check.reason for check in version.gate.checks if not check.passed)
-    return f"its gate rejected it: {failed}"
+    return f"its gate rejected it: {reasons(version.gate)}"
+
+
+def reasons(decision: GateDecision) -> str:
+    """What decided, in words: the failed checks, or else all."""
+    failed = [check for check in decision.checks if not check.passed]
+    return "; ".join(check.reason for check in failed or decision.checks)
 
 
 def _learnt(version: ModelVersionPublished) -> bool:

@@ -24,7 +24,7 @@ def read_workers(bus: Bus) -> list[WorkerStatusReported]:
     found: dict[str, WorkerStatusReported] = {}
     for record in read_to_end(bus, TOPIC, timeout_s=TIMEOUT_S):
         if record.value is None:
-            found.pop((record.key or b"").decode("utf-8", "replace"), None)
+            found.pop(record.key_text, None)
             continue
         try:
             report = codec.decode(record.value, WorkerStatusReported)

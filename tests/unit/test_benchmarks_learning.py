@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.learning import Standing, feedback
-from benchmarks.learning_data import SUBJECT, marks, openings, without
+from benchmarks.learning_data import SUBJECT, openings, without
 from benchmarks.learning_plot import charts_of, svg
-from trainer.corpus import Document
+from trainer.corpus import Document, marks
 
 SENTENCES = [
     f"Graph {number} has many nodes and every one of them is joined to some others by an edge that "

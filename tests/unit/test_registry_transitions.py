@@ -13,11 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from infra.contracts import catalogue
 from infra.contracts.events import (
-    GateCheck,
-    GateDecision,
     Lineage,
     ModelVersionPublished,
-    OffsetRange,
     RolloutChanged,
     WorkerStatusReported,
 )
@@ -39,17 +36,10 @@ from infra.registry.transitions import (
 )
 from infra.registry.workers import read_workers
 from infra.testing import InMemoryBus
+from tests.gates import SPAN, decision
 
-SPAN = OffsetRange(topic="feedback.examples", partition=0, start=0, end=1)
 WHO: dict[str, Any] = {"now_ms": 5, "actor": "ada", "reason": "because"}
 KINDS = ("imported", "ungated", "passed", "failed")
-
-
-def gate(*, passed: bool) -> GateDecision:
-    check = GateCheck(
-        name="forgetting", passed=passed, value=0, low=0, high=0, limit=0, samples=1, reason="why"
-    )
-    return GateDecision(passed=passed, confidence=0.95, checks=(check,))
 
 
 def version(name: str, kind: str = "imported") -> ModelVersionPublished:
@@ -62,7 +52,9 @@ def version(name: str, kind: str = "imported") -> ModelVersionPublished:
         manifest=(),
         created_at_ms=0,
         lineage=Lineage(objective="sft", feedback=(SPAN,) if learnt else ()),
-        gate=gate(passed=kind == "passed") if kind in ("passed", "failed") else None,
+        gate=decision(passed=kind == "passed", reason="why")
+        if kind in ("passed", "failed")
+        else None,
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.gate import Measured, Thresholds, bootstrap, decide, reasons, wins
+from infra.registry.transitions import reasons
+from trainer.gate import Measured, Thresholds, bootstrap, decide, wins
 
 RANDOM = np.random.Generator(np.random.PCG64(1))
 NATS = RANDOM.uniform(300, 900, size=96)

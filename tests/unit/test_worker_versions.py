@@ -9,11 +9,9 @@ import pytest
 
 from infra.contracts.errors import ConfigurationError
 from infra.contracts.events import (
-    GateCheck,
     GateDecision,
     Lineage,
     ModelVersionPublished,
-    OffsetRange,
     RolloutChanged,
     WorkerStatusReported,
 )
@@ -23,15 +21,7 @@ from infra.settings import ArtifactStoreSettings
 from infra.testing import InMemoryBus
 from stream_workers.engine_memory import MemoryEngine
 from stream_workers.versions import VersionSwitcher, wait_for_stable
-
-SPAN = OffsetRange(topic="feedback.examples", partition=0, start=0, end=1)
-
-
-def decision(*, passed: bool) -> GateDecision:
-    check = GateCheck(
-        name="safety", passed=passed, value=1, low=1, high=1, limit=0, samples=9, reason="it swore"
-    )
-    return GateDecision(passed=passed, confidence=0.95, checks=(check,))
+from tests.gates import SPAN, decision
 
 
 class Place:
@@ -74,8 +64,8 @@ class Place:
 def test_a_version_that_its_gate_rejected_is_not_loaded(tmp_path: Path) -> None:
     place = Place(tmp_path)
     first = place.publish("1")
-    place.publish("2", decision(passed=False))
-    place.publish("3", decision(passed=True))
+    place.publish("2", decision(passed=False, reason="it swore"))
+    place.publish("3", decision(passed=True, reason="it did not swear"))
     watcher, said = RegistryWatcher(place.bus), list[WorkerStatusReported]()
     engine = MemoryEngine(version="m@1")
     switcher = VersionSwitcher(
@@ -106,7 +96,7 @@ def test_a_version_that_its_gate_rejected_is_not_loaded(tmp_path: Path) -> None:
 
 def test_a_worker_does_not_start_with_a_version_that_may_not_serve(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    place.publish("1", decision(passed=False))
+    place.publish("1", decision(passed=False, reason="it swore"))
     place.serve("1")
     with pytest.raises(ConfigurationError, match="m@1 is stable and may not serve: its gate"):
         asyncio.run(wait_for_stable(RegistryWatcher(place.bus), "m"))
