@@ -54,6 +54,12 @@ DEAD_LETTERS: Counter = _METER.create_counter(
     unit="{record}",
     description="Records put on a dead-letter topic, by source topic.",
 )
+CONFIG_REFUSED: Counter = _METER.create_counter(
+    "feedloom.config.refused",
+    unit="{record}",
+    description="Changes of dynamic settings that were read and not applied, by setting and "
+    "reason: invalid, unreadable.",
+)
 COMMIT_DURATION: Histogram = _METER.create_histogram(
     "feedloom.worker.commit.duration",
     unit="s",

@@ -28,6 +28,7 @@ from infra.contracts.catalogue import (
     WORKERS,
 )
 from infra.contracts.codec import decode, encode, event_headers
+from infra.contracts.config_keys import WorkerConfig
 from infra.contracts.errors import ConfigurationError, ContractError, FatalError
 from infra.contracts.events import GenerationCancellation, WorkerStatusReported
 from infra.registry.client import RegistryWatcher
@@ -140,17 +141,29 @@ async def _follow_cancellations(bus: Bus, dispatcher: Dispatcher) -> None:
         reader.close()
 
 
+OWN_PACKAGES = ("infra", "observability", "stream_workers")
+"""Whose messages ``worker.log_level`` thins out; other libraries' levels are their own."""
+
+
 class Configuration:
-    """Dynamic settings as the parts of a worker take them. Static settings are the defaults."""
+    """Dynamic settings as the parts of a worker take them. Static settings are the defaults.
+
+    What is set for this worker (``workers.<worker-id>.*``) comes before ``worker.*``.
+    """
 
     def __init__(self, settings: WorkerSettings, watcher: ConfigWatcher) -> None:
         self._settings = settings
         self._watcher = watcher
 
     @property
+    def worker(self) -> WorkerConfig:
+        """The settings of this worker."""
+        return self._watcher.state.for_worker(self._settings.worker_id)
+
+    @property
     def limits(self) -> Limits:
         """For the scheduler."""
-        worker = self._watcher.state.worker
+        worker = self.worker
         return Limits(
             max_inflight_tokens=worker.max_inflight_tokens,
             max_waiting=worker.max_waiting,
@@ -162,7 +175,7 @@ class Configuration:
         """For the batch window."""
         state = self._watcher.state
         return BatchPolicy(
-            max_tokens=state.worker.max_inflight_tokens,
+            max_tokens=self.worker.max_inflight_tokens,
             enabled=state.batch.enabled,
             ttft_factor=state.batch.ttft_factor,
             ttft_slack_s=state.batch.ttft_slack_s,
@@ -175,16 +188,18 @@ class Configuration:
         scheduler: Scheduler[Any],
         window: BatchWindow,
     ) -> None:
-        """Apply every change until cancelled."""
+        """Apply what is in force, then every change until cancelled."""
         while True:
-            changed = await asyncio.to_thread(self._watcher.poll, 1.0)
-            if changed:
-                _LOG.info("settings changed: %s", ", ".join(changed))
-                worker = self._watcher.state.worker
-                handler.chunk_interval_s = worker.chunk_interval_s
-                handler.chunk_max_tokens = worker.chunk_max_tokens
-                scheduler.reconfigure(self.limits)
-                window.reconfigure(self.batch)
+            worker = self.worker
+            for package in OWN_PACKAGES:
+                logging.getLogger(package).setLevel(worker.log_level)
+            handler.chunk_interval_s = worker.chunk_interval_s
+            handler.chunk_max_tokens = worker.chunk_max_tokens
+            scheduler.reconfigure(self.limits)
+            window.reconfigure(self.batch)
+            while not (changed := await asyncio.to_thread(self._watcher.poll, 1.0)):
+                pass
+            _LOG.info("settings changed: %s", ", ".join(changed))
 
 
 def _config_watcher(bus: Bus, worker: WorkerSettings) -> ConfigWatcher:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from infra.contracts.catalogue import CATALOGUE, TopicSpec, all_topics
+from infra.contracts.catalogue import CATALOGUE, EVER, TopicSpec, all_topics
 from infra.contracts.events import EVENT_TYPES, SCHEMA_VERSION
 
 REF = "#/components/schemas/{name}"
@@ -153,7 +153,7 @@ def _channel(spec: TopicSpec) -> dict[str, Any]:
 
 
 def _kept_for(spec: TopicSpec) -> str:
-    if spec.retention_ms is None:
+    if spec.retention_ms is None or spec.retention_ms == EVER:
         return "ever"
     hours = spec.retention_ms // HOUR_MS
     return f"{hours // 24} d" if hours >= 24 else f"{hours} h"

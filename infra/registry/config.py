@@ -1,26 +1,34 @@
-"""Publish and watch dynamic configuration (``platform.config``)."""
+"""Publish and watch dynamic configuration (``platform.config``).
+
+Of a key compaction keeps the newest change only. What a writer is about to replace goes to
+``platform.config.history`` first, and its own change with it (``infra.registry.config_history``).
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Literal
 from uuid import uuid4
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus, Publisher, Record, catch_up
-from infra.contracts.config_keys import ConfigState, InvalidSetting, Value, parse
+from infra.contracts.bus import Bus, Publisher, Record, RecordPosition, catch_up
+from infra.contracts.config_keys import ConfigState, InvalidSetting, Value, parse, setting
 from infra.contracts.errors import ContractError, RetryableError
 from infra.contracts.events import ConfigChanged
 from infra.registry.client import ACKNOWLEDGE_TIMEOUT_S, SOURCE
+from observability.instruments import CONFIG_REFUSED
 from observability.propagation import inject
 
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("feedloom.registry")
 
 TOPIC = catalogue.CONFIG.name
+HISTORY = catalogue.CONFIG_HISTORY.name
 
 
 class ConfigOvertaken(RetryableError):
@@ -46,8 +54,9 @@ class ConfigWatcher:
     def poll(self, timeout_s: float) -> list[str]:
         """Take in what came; returns the keys that changed, in order.
 
-        A record that cannot be read, or whose value the catalogue does not accept, is logged and
-        passed over, and the value before it stays: one bad writer must not stop every worker.
+        A record that cannot be read, or whose value the catalogue does not accept, is logged,
+        counted and passed over, and the value before it stays: one bad writer must not stop every
+        worker.
         """
         changed: list[str] = []
         for record in self._reader.poll(timeout_s):
@@ -55,8 +64,10 @@ class ConfigWatcher:
             try:
                 key = self._apply(record)
             except InvalidSetting as error:
+                _count_refused(record, "invalid")
                 log.warning("setting refused on %s: %s", where, error)
             except ContractError as error:
+                _count_refused(record, "unreadable")
                 log.warning("unreadable record on %s: %s", where, error)
             else:
                 if key is not None:
@@ -85,6 +96,15 @@ class ConfigWatcher:
         self._reader.close()
 
 
+def _count_refused(record: Record, reason: Literal["invalid", "unreadable"]) -> None:
+    """By the catalogue's keys, in which nobody's name occurs: there must not be too many."""
+    try:
+        key = setting(record.key_text).key
+    except InvalidSetting:
+        key = "unknown"
+    CONFIG_REFUSED.add(1, {"feedloom.setting": key, "feedloom.reason": reason})
+
+
 def publish_config(
     publisher: Publisher,
     watcher: ConfigWatcher,
@@ -94,36 +114,59 @@ def publish_config(
     now_ms: int,
     actor: str = "",
     reason: str = "",
+    after: int | None = None,
 ) -> ConfigChanged:
     """Publish one change, one revision above the newest, and wait until it stands.
 
-    When this returns, the change is on the topic and every reader prefers it to all before.
+    When this returns, the change is on the topic and every reader prefers it to all before. It is
+    in the history before it is on the topic, and so is what it replaces, whoever wrote that.
+    ``after``: the newest revision that the caller has seen; there must be none above it.
 
     Raises:
         InvalidSetting: of the key or the value; nothing is published.
         ConfigOvertaken: another writer was faster, and its change stands.
-        FatalError, DeliveryFailed: the topic cannot be read or written.
+        FatalError, DeliveryFailed: a topic cannot be read or written.
     """
     parse(key, json_text)
     watcher.catch_up()
+    revision = watcher.state.next_revision(key)
+    if after is not None and revision != after + 1:
+        raise _overtaken(watcher.state, key)
     event = ConfigChanged(
         key=key,
         value=json_text,
-        revision=watcher.state.next_revision(key),
+        revision=revision,
         changed_at_ms=now_ms,
         actor=actor,
         reason=reason,
     )
+    standing, refusal = watcher.state.change(key), watcher.state.refusal(key)
+    replaced = [standing, refusal.event if refusal else None]
+    event_id = str(uuid4())
     with tracer.start_as_current_span(f"publish {TOPIC}", kind=SpanKind.PRODUCER):
-        headers = codec.event_headers(event, event_id=str(uuid4()), source=SOURCE)
-        publisher.publish(
-            TOPIC, key=key.encode(), value=codec.encode(event), headers=inject(headers)
-        ).result(ACKNOWLEDGE_TIMEOUT_S)
+        kept = [_send(publisher, HISTORY, old, str(uuid4())) for old in replaced if old is not None]
+        kept.append(_send(publisher, HISTORY, event, event_id))
+        for future in kept:
+            future.result(ACKNOWLEDGE_TIMEOUT_S)
+        _send(publisher, TOPIC, event, event_id).result(ACKNOWLEDGE_TIMEOUT_S)
     watcher.catch_up()
-    standing = watcher.state.change(key)
-    if standing != event:
-        raise ConfigOvertaken(
-            f"{key} was changed by somebody else at the same moment, and is now "
-            f"{standing.value if standing else 'at its default'}: set it again if that is wrong"
-        )
+    if watcher.state.change(key) != event:
+        raise _overtaken(watcher.state, key)
     return event
+
+
+def _send(
+    publisher: Publisher, topic: str, event: ConfigChanged, event_id: str
+) -> Future[RecordPosition]:
+    headers = codec.event_headers(event, event_id=event_id, source=SOURCE)
+    return publisher.publish(
+        topic, key=event.key.encode(), value=codec.encode(event), headers=inject(headers)
+    )
+
+
+def _overtaken(state: ConfigState, key: str) -> ConfigOvertaken:
+    standing = state.change(key)
+    return ConfigOvertaken(
+        f"{key} was changed by somebody else at the same moment, and is now "
+        f"{standing.value if standing else 'at its default'}: set it again if that is wrong"
+    )

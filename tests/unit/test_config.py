@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
 import msgspec
@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import RecordPosition
@@ -20,13 +22,18 @@ from infra.contracts.config_keys import (
     CATALOGUE,
     ConfigState,
     InvalidSetting,
+    RolloutConfig,
+    SamplingConfig,
     TenantConfig,
     Value,
+    WorkerConfig,
+    as_json,
     parse,
+    parse_value,
     setting,
 )
 from infra.contracts.errors import ContractError, FatalError
-from infra.contracts.events import ConfigChanged
+from infra.contracts.events import ConfigChanged, SamplingParameters
 from infra.registry import commands
 from infra.registry.config import ConfigOvertaken, ConfigWatcher, publish_config
 from infra.testing import InMemoryBus, InMemoryPublisher
@@ -47,6 +54,7 @@ def test_the_catalogue_is_what_was_agreed() -> None:
         "worker.chunk_max_tokens": 16,
         "worker.max_inflight_tokens": 65_536,
         "worker.max_waiting": 32,
+        "worker.log_level": "INFO",
         "batch.enabled": True,
         "batch.ttft_factor": 1.2,
         "batch.ttft_slack_s": 0.008,
@@ -81,13 +89,45 @@ def test_the_catalogue_is_what_was_agreed() -> None:
         "trainer.min_preference_accuracy": 0.5,
         "trainer.min_win_rate": 0.5,
         "trainer.max_violations": 0,
+        "rollout.strategy": "direct",
+        "rollout.weight": 0.1,
+        "rollout.unit": "user",
+        "rollout.auto": True,
+        "rollout.metric": "rating",
+        "rollout.confidence": 0.95,
+        "rollout.min_samples": 100,
+        "rollout.min_lift": 0.0,
+        "rollout.effect": 0.05,
+        "rollout.max_error_rise": 0.02,
+        "rollout.max_ttft_rise": 0.25,
+        "rollout.max_itl_rise": 0.25,
+        "rollout.max_length_drift": 0.5,
+        "rollout.max_edit_rise": 0.1,
+        "rollout.per_user": 5,
+        "rollout.max_hours": 336.0,
+        "rollout.at_end": "hold",
+        "sampling.max_tokens": 128,
+        "sampling.temperature": 0.7,
+        "sampling.top_p": 1.0,
+        "sampling.top_k": 0,
+        "sampling.repetition_penalty": 1.0,
         "tenants.<name>.weight": 1.0,
         "tenants.<name>.max_inflight_requests": None,
         "tenants.<name>.max_inflight_tokens": None,
+        "tenants.<name>.max_tokens": None,
+        "tenants.<name>.rollout": "split",
     }
     for entry in CATALOGUE.values():
         assert entry.description.endswith(".")
-        assert entry.accepts.startswith(("true or false", "a number from", "a whole number from"))
+        assert entry.accepts.startswith(
+            ("true or false", "a number from", "a whole number from", "one of")
+        )
+
+
+def test_sampling_defaults_are_those_of_the_event() -> None:
+    event = SamplingParameters()
+    for field in msgspec.structs.fields(SamplingConfig):
+        assert field.default == getattr(event, field.name)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +141,10 @@ def test_the_catalogue_is_what_was_agreed() -> None:
         ("tenants.acme.eu.max_inflight_requests", "3", 3),
         ("tenants.default.max_inflight_tokens", "4096", 4096),
         ("worker.max_waiting", "null", None),
+        ("worker.log_level", '"DEBUG"', "DEBUG"),
+        ("tenants.acme.rollout", '"candidate"', "candidate"),
+        ("rollout.min_lift", "-0.5", -0.5),
+        ("workers.host-1.example.com-77-ab12.max_waiting", "3", 3),
     ],
 )
 def test_a_value_is_json_of_the_settings_type(key: str, text: str, value: Value | None) -> None:
@@ -128,12 +172,37 @@ def test_a_value_is_json_of_the_settings_type(key: str, text: str, value: Value 
         ("batch.ttft_factor", "1e999", "a number from"),
         ("batch.ttft_factor", "NaN", "a number from"),
         ("tenants.a.weight", "\udcff", "a number from"),
+        ("worker.log_level", '"LOUD"', "one of DEBUG, INFO, WARNING, ERROR, or null"),
+        ("worker.log_level", "DEBUG", "one of DEBUG, INFO"),
+        ("worker.log_level", "10", "one of DEBUG, INFO"),
+        ("workers..max_waiting", "1", "no setting"),
+        ("workers.max_waiting", "1", "no setting"),
+        ("workers.w-1.enabled", "true", "no setting"),
+        ("workers.w-1.max_waitin", "1", r"did you mean workers\.<worker-id>\.max_waiting\?"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(key: str, text: str, says: str) -> None:
     with pytest.raises(InvalidSetting, match=says) as caught:
         parse(key, text)
     assert isinstance(caught.value, ContractError)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "json_text"),
+    [
+        ("worker.log_level", "DEBUG", '"DEBUG"'),
+        ("worker.log_level", ' "DEBUG"', ' "DEBUG"'),
+        ("worker.log_level", "null", "null"),
+        ("tenants.acme.rollout", "nobody", '"nobody"'),
+        ("worker.max_waiting", "many", "many"),
+    ],
+)
+def test_text_may_be_typed_without_quotes(key: str, text: str, json_text: str) -> None:
+    assert as_json(key, text) == json_text
+    if text not in ("nobody", "many", "null"):
+        assert parse_value(key, text) == "DEBUG"
+    with pytest.raises(InvalidSetting):
+        as_json("worker.nothing", text)
 
 
 @given(st.text(max_size=30), st.one_of(st.text(max_size=20), st.floats().map(str)))
@@ -144,6 +213,7 @@ def test_no_text_does_more_than_be_refused(key: str, text: str) -> None:
         except InvalidSetting:
             continue
         assert value is None or parse(each, json.dumps(value)) == value
+        assert value is None or parse_value(each, text) == value
 
 
 # The fold.
@@ -227,6 +297,60 @@ def test_a_tenant_falls_back_to_the_default_tenant_and_that_to_the_catalogue() -
     assert state.tenant("acme") == state.tenant("other")
 
 
+def test_a_worker_goes_by_its_own_settings_then_everybodys_then_its_static_ones() -> None:
+    state = ConfigState({"worker.chunk_max_tokens": 8})
+    name = "host-1.example.com-77-ab12cd"
+    assert state.for_worker(name) == state.worker == WorkerConfig(chunk_max_tokens=8)
+    state.apply(change("worker.chunk_max_tokens", "4"))
+    state.apply(change(f"workers.{name}.max_waiting", "3"))
+    state.apply(change(f"workers.{name}.log_level", '"DEBUG"'))
+    state.apply(change(f"workers.{name}.chunk_max_tokens", "2"))
+    own = WorkerConfig(chunk_max_tokens=2, max_waiting=3, log_level="DEBUG")
+    assert state.for_worker(name) == own
+    assert state.for_worker("host-1") == state.for_worker(None) == state.worker
+    assert state.worker == WorkerConfig(chunk_max_tokens=4)
+    assert state.value(f"workers.{name}.chunk_max_tokens") == 2
+    assert state.value("workers.host-1.chunk_max_tokens") == 4
+    assert state.value("workers.host-1.max_waiting") == 32
+    state.apply(change(f"workers.{name}.chunk_max_tokens", "null", 2))
+    assert state.for_worker(name).chunk_max_tokens == 4
+
+
+def test_the_other_sections_are_read_typed() -> None:
+    state = ConfigState()
+    assert (state.rollout, state.sampling) == (RolloutConfig(), SamplingConfig())
+    state.apply(change("rollout.strategy", '"canary"'))
+    state.apply(change("sampling.temperature", "0"))
+    state.apply(change("tenants.acme.rollout", '"stable"'))
+    assert state.rollout == RolloutConfig(strategy="canary")
+    assert state.sampling == SamplingConfig(temperature=0.0)
+    assert state.tenant("acme").rollout == "stable"
+    assert state.tenant("other").rollout == "split"
+
+
+def test_the_newest_refusal_of_a_key_is_remembered_until_something_newer_is_valid() -> None:
+    state, key = ConfigState(), "worker.max_waiting"
+    applied(state, change(key, "5", 1))
+    for text, revision in (("0", 4), ("-1", 3), ("0", 2)):
+        assert not applied(state, change(key, text, revision))
+    applied(state, change("nothing.known", "1"))
+    assert state.value(key) == 5
+    refusal = state.refusal(key)
+    assert refusal is not None
+    assert refusal.event == change(key, "0", 4)
+    assert "a whole number from 1" in refusal.why
+    assert [each.event.key for each in state.refusals()] == ["nothing.known", key]
+    assert applied(state, change(key, "6", 3))
+    assert state.refusal(key) == refusal
+    assert applied(state, change(key, "7", 5))
+    assert state.refusal(key) is None
+    assert not applied(state, change(key, "0", 4))
+    assert state.refusal(key) is None
+    applied(state, change(key, "0", 6))
+    state.forget(key)
+    assert state.refusal(key) is None
+
+
 def test_sections_are_read_typed_and_over_the_process_own_defaults() -> None:
     state = ConfigState({"worker.max_inflight_tokens": 1000, "batch.enabled": False})
     assert state.worker.max_inflight_tokens == 1000
@@ -257,8 +381,29 @@ def put(bus: InMemoryBus, event: ConfigChanged, key: str | None = None) -> None:
     bus.publisher().publish(TOPIC, key=(key or event.key).encode(), value=codec.encode(event))
 
 
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], dict[tuple[str, str], int]]]:
+    """How many changes were refused, by setting and reason, as a meter has counted them."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    counter = provider.get_meter("feedloom").create_counter("feedloom.config.refused")
+    monkeypatch.setattr("infra.registry.config.CONFIG_REFUSED", counter)
+
+    def read() -> dict[tuple[str, str], int]:
+        data = reader.get_metrics_data()
+        assert data is not None
+        (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+        return {
+            (point.attributes["feedloom.setting"], point.attributes["feedloom.reason"]): point.value
+            for point in metric.data.data_points
+        }
+
+    yield read
+    provider.shutdown()
+
+
 def test_a_watcher_says_what_changed_and_warns_of_the_rest(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, refused: Callable[[], dict[tuple[str, str], int]]
 ) -> None:
     bus = InMemoryBus()
     seen: list[int] = []
@@ -275,6 +420,11 @@ def test_a_watcher_says_what_changed_and_warns_of_the_rest(
         assert watcher.poll(0) == ["worker.max_waiting", "batch.enabled"]
     assert seen == [5]
     warnings = [record.getMessage() for record in caplog.records]
+    assert refused() == {
+        ("worker.max_waiting", "invalid"): 1,
+        ("unknown", "invalid"): 2,
+        ("worker.max_waiting", "unreadable"): 1,
+    }
     assert [text.split(":")[0] for text in warnings] == [
         f"setting refused on {TOPIC}/0 at 2",
         f"setting refused on {TOPIC}/0 at 3",
@@ -328,6 +478,8 @@ class _Rival(InMemoryPublisher):
         headers: Headers = (),
         partition: int | None = None,
     ) -> Future[RecordPosition]:
+        if topic != TOPIC:
+            return super().publish(topic, key=key, value=value, headers=headers)
         ours = (value, headers)
         theirs: tuple[bytes | None, Headers] = (codec.encode(self._rival), ())
         futures = [
