@@ -22,11 +22,15 @@ from infra.contracts.events import (
     GenerationResult,
     ModelVersionPublished,
     RolloutChanged,
+    RolloutDecided,
+    ShadowCompared,
     WorkerStatusReported,
 )
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+EVER = -1
+"""As ``retention.ms``: kept for ever. A topic of policy ``delete`` without one has the broker's."""
 
 CleanupPolicy = Literal["delete", "compact", "compact,delete"]
 
@@ -143,6 +147,22 @@ ROLLOUTS = TopicSpec(
     partitions=1,
     cleanup_policy="compact",
 )
+DECISIONS = TopicSpec(
+    name="model.decisions",
+    event=RolloutDecided,
+    key="model",
+    purpose="What a canary's figures say of its candidate, each time that changes.",
+    partitions=1,
+    retention_ms=365 * DAY_MS,
+)
+SHADOW = TopicSpec(
+    name="generation.shadow",
+    event=ShadowCompared,
+    key="request id",
+    purpose="A candidate's answers to copies of requests, beside the answers that were given.",
+    partitions=12,
+    retention_ms=7 * DAY_MS,
+)
 CONFIG = TopicSpec(
     name="platform.config",
     event=ConfigChanged,
@@ -150,6 +170,14 @@ CONFIG = TopicSpec(
     purpose="Dynamic configuration.",
     partitions=1,
     cleanup_policy="compact",
+)
+CONFIG_HISTORY = TopicSpec(
+    name="platform.config.history",
+    event=ConfigChanged,
+    key="config key",
+    purpose="Every change of dynamic configuration; compaction leaves the other topic the newest.",
+    partitions=1,
+    retention_ms=EVER,
 )
 WORKERS = TopicSpec(
     name="platform.workers",
@@ -171,7 +199,10 @@ CATALOGUE: tuple[TopicSpec, ...] = (
     EXAMPLES,
     REGISTRY,
     ROLLOUTS,
+    DECISIONS,
+    SHADOW,
     CONFIG,
+    CONFIG_HISTORY,
     WORKERS,
 )
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-SCHEMA_VERSION = "1.5"
+SCHEMA_VERSION = "1.6"
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
 EpochMs = Annotated[int, Meta(ge=0)]
@@ -23,6 +23,9 @@ Count = Annotated[int, Meta(ge=0)]
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline_exceeded", "error"]
 ModelKind = Literal["full", "lora"]
+Arm = Literal["stable", "candidate"]
+Unit = Literal["user", "tenant", "conversation"]
+Verdict = Literal["promote", "hold", "rollback"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -188,6 +191,17 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """Which arm of an experiment a request was drawn for, and the ``unit`` it was drawn by.
+
+    All requests of one unit are drawn for one arm. ``experiment`` is the rollout's.
+    """
+
+    experiment: Identifier
+    arm: Arm
+    unit: Identifier
+
+
 class GenerationResult(Event, frozen=True, kw_only=True, tag="GenerationResult"):
     """The one final answer to a request. Self-contained, so that feedback joins with it alone.
 
@@ -195,7 +209,8 @@ class GenerationResult(Event, frozen=True, kw_only=True, tag="GenerationResult")
     answer spans a switch. ``text``, ``finish_reason`` and ``logprobs`` are of the first completion;
     ``alternatives`` holds the others when ``n`` was above 1. ``output_tokens`` counts them all.
     ``resumed_tokens`` were produced by an earlier owner of the request and not again.
-    ``cached_tokens`` of the prompt were in the engine's prefix cache.
+    ``cached_tokens`` of the prompt were in the engine's prefix cache. ``assignment`` is there when
+    the request took part in an experiment; one that a tenant's settings sent somewhere did not.
     """
 
     request_id: Identifier
@@ -222,6 +237,37 @@ class GenerationResult(Event, frozen=True, kw_only=True, tag="GenerationResult")
     error: GenerationError | None = None
     timings: Timings = Timings()
     metadata: dict[str, str] = {}
+    assignment: Assignment | None = None
+
+
+class ShadowCompared(Event, frozen=True, kw_only=True, tag="ShadowCompared"):
+    """What a candidate answered to a copy of a request, beside the answer that was given.
+
+    Nobody but operators sees it. ``common_tokens``: how many tokens the two begin with alike.
+    ``error`` is the candidate's; the requester never learns of it.
+    """
+
+    request_id: Identifier
+    submit_id: Identifier
+    model: Identifier
+    experiment: Identifier
+    stable: Identifier
+    candidate: Identifier
+    prompt: str
+    stable_text: str
+    candidate_text: str
+    stable_tokens: Count
+    candidate_tokens: Count
+    common_tokens: Count
+    stable_finish: FinishReason
+    candidate_finish: FinishReason
+    compared_at_ms: EpochMs
+    stable_timings: Timings = Timings()
+    candidate_timings: Timings = Timings()
+    messages: tuple[ChatMessage, ...] = ()
+    worker_id: str = ""
+    tenant: str | None = None
+    error: GenerationError | None = None
 
 
 class PreferencePair(msgspec.Struct, frozen=True, kw_only=True):
@@ -357,7 +403,8 @@ class GateDecision(msgspec.Struct, frozen=True, kw_only=True):
 class ModelVersionPublished(Event, frozen=True, kw_only=True, tag="ModelVersionPublished"):
     """An immutable model version. Key ``model/version``; ``artifact_uri`` holds its files.
 
-    One whose ``gate`` did not pass is rejected. Without a gate nobody has measured it.
+    One whose ``gate`` did not pass is rejected. Without a gate nobody has measured it. ``base``:
+    the full version of the same model that a LoRA adapter goes on, and on no other.
     """
 
     model: Identifier
@@ -370,6 +417,7 @@ class ModelVersionPublished(Event, frozen=True, kw_only=True, tag="ModelVersionP
     metrics: dict[str, float] = {}
     signature: str | None = None
     gate: GateDecision | None = None
+    base: str | None = None
 
     @property
     def rejected(self) -> bool:
@@ -380,10 +428,13 @@ class ModelVersionPublished(Event, frozen=True, kw_only=True, tag="ModelVersionP
 class RolloutChanged(Event, frozen=True, kw_only=True, tag="RolloutChanged"):
     """Which versions of a model serve. ``candidate_weight`` is a fraction of traffic, 0 to 1.
 
-    ``switch_policy``: ``keep`` continues requests in flight over the switch, ``drain`` lets them
-    finish first. ``revision`` rises by one with each change; readers ignore older ones.
-    ``retired``: versions that were stable before, the newest last; ``rolled_back``: those that were
-    taken out of service. ``pinned``: nothing is promoted until somebody takes the pin off.
+    In a ``canary`` the candidate answers that fraction; in a ``shadow`` it answers a copy of it,
+    which nobody is shown. ``experiment`` names the comparison and salts the draw of its requests,
+    which is by ``unit``; it began at ``started_at_ms``. ``switch_policy``: ``keep`` continues
+    requests in flight over a switch of full weights, ``drain`` lets them finish first.
+    ``revision`` rises by one with each change; readers ignore older ones. ``retired``: versions
+    that were stable before, the newest last; ``rolled_back``: those that were taken out of service.
+    ``pinned``: nothing is promoted until somebody takes the pin off.
     """
 
     model: Identifier
@@ -392,13 +443,62 @@ class RolloutChanged(Event, frozen=True, kw_only=True, tag="RolloutChanged"):
     changed_at_ms: EpochMs
     candidate: str | None = None
     candidate_weight: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
-    state: Literal["steady", "canary", "rolled_back"] = "steady"
+    state: Literal["steady", "canary", "shadow", "rolled_back"] = "steady"
     switch_policy: Literal["keep", "drain"] = "keep"
     actor: str = ""
     reason: str = ""
     retired: tuple[str, ...] = ()
     rolled_back: tuple[str, ...] = ()
     pinned: bool = False
+    experiment: str = ""
+    unit: Unit = "user"
+    started_at_ms: EpochMs = 0
+
+
+class ArmFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What one arm of an experiment has shown so far.
+
+    ``outcome`` is the mean of the deciding metric over ``units`` that gave ``labels`` labels. Times
+    are geometric means, in milliseconds; ``edit_share`` is the mean share of an answer that people
+    changed when they edited it; ``output_tokens`` a mean over answers.
+    """
+
+    version: Identifier
+    requests: Count = 0
+    errors: Count = 0
+    units: Count = 0
+    labels: Count = 0
+    ups: Count = 0
+    downs: Count = 0
+    edits: Count = 0
+    outcome: float | None = None
+    edit_share: float | None = None
+    output_tokens: float | None = None
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
+
+
+class RolloutDecided(Event, frozen=True, kw_only=True, tag="RolloutDecided"):
+    """What the figures of a canary say should become of its candidate, and why.
+
+    ``revision``: of the rollout that was looked at. ``look`` counts the looks of one experiment.
+    Of ``checks``, each beside its limit, those that did not pass stand against a promotion.
+    ``acted``: whether a change of the rollout follows; without it people decide.
+    """
+
+    model: Identifier
+    experiment: Identifier
+    revision: Count
+    verdict: Verdict
+    reason: str
+    decided_at_ms: EpochMs
+    look: Count
+    confidence: float
+    stable: ArmFigures
+    candidate: ArmFigures
+    checks: tuple[GateCheck, ...] = ()
+    alarms: tuple[str, ...] = ()
+    acted: bool = False
 
 
 class ConfigChanged(Event, frozen=True, kw_only=True, tag="ConfigChanged"):
@@ -426,6 +526,7 @@ class VersionSwitch(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerStatusReported(Event, frozen=True, kw_only=True, tag="WorkerStatusReported"):
     """What a worker serves now. Key: worker id. ``versions`` maps model to the serving version.
 
+    ``loaded`` maps model to all that can serve there, an experiment's candidate among them.
     ``failure`` is the reason the last switch was refused, when it was.
     """
 
@@ -435,6 +536,7 @@ class WorkerStatusReported(Event, frozen=True, kw_only=True, tag="WorkerStatusRe
     reported_at_ms: EpochMs
     last_switch: VersionSwitch | None = None
     failure: str | None = None
+    loaded: dict[str, tuple[str, ...]] = {}
 
 
 AnyEvent = (
@@ -445,8 +547,10 @@ AnyEvent = (
     | FeedbackReceived
     | FeedbackForgotten
     | FeedbackExample
+    | ShadowCompared
     | ModelVersionPublished
     | RolloutChanged
+    | RolloutDecided
     | ConfigChanged
     | WorkerStatusReported
 )
@@ -459,8 +563,10 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     FeedbackReceived,
     FeedbackForgotten,
     FeedbackExample,
+    ShadowCompared,
     ModelVersionPublished,
     RolloutChanged,
+    RolloutDecided,
     ConfigChanged,
     WorkerStatusReported,
 )

@@ -1,23 +1,27 @@
 """What may become of a version, and the rollout event that makes it so. Pure.
 
-    registered ──┬──> rejected                      by the gate, for good
-                 └──> gated ──> stable ──> retired  another was promoted
-                        ^          │ ^        │
-                        │          │ └────────┘     a rollback brings back the newest retired one
-                        └ rolled_back <┘            and may be promoted again by a person
+    registered ──┬──> rejected                        by the gate, for good
+                 └──> gated ──┬──> stable ──> retired  another was promoted
+                        ^     v     ^ │ ^        │
+                        │  candidate┤ │ └────────┘     a rollback brings back the newest retired
+                        │  canary ──┘ │
+                        └─ rolled_back┘                and may be promoted again by a person
 
-An imported or pre-trained version has no gate and goes from registered to stable. A pin keeps the
-stable version: promotions are refused until it is taken off; rollbacks are not.
+A candidate answers a share of the requests (a canary), or copies of them that nobody is shown (a
+shadow, or a candidate at weight 0). A rollback withdraws the candidate if there is one, and else
+the stable version. An imported or pre-trained version has no gate and goes on from registered. A
+pin keeps the stable version: candidates and promotions are refused until it is taken off.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import GateDecision, ModelVersionPublished, RolloutChanged
+from infra.contracts.events import GateDecision, ModelVersionPublished, RolloutChanged, Unit
 from infra.registry.state import RegistryState
 
 Stage = Literal[
@@ -38,7 +42,7 @@ def stage_of(state: RegistryState, version: ModelVersionPublished) -> Stage:
         if current.stable == name:
             return "stable"
         if current.candidate == name:
-            return "canary" if current.candidate_weight > 0 else "candidate"
+            return "canary" if current.state == "canary" else "candidate"
         if name in current.rolled_back:
             return "rolled_back"
         if name in current.retired:
@@ -71,6 +75,11 @@ def _learnt(version: ModelVersionPublished) -> bool:
     return bool(version.lineage.feedback)
 
 
+def base_of(version: ModelVersionPublished) -> str | None:
+    """The full version whose weights it needs: its own, or an adapter's base."""
+    return version.version if version.kind == "full" else version.base
+
+
 def promoted(
     state: RegistryState,
     model: str,
@@ -80,12 +89,11 @@ def promoted(
     actor: str,
     reason: str,
 ) -> RolloutChanged:
-    """Make a version the stable one. Raises IllegalTransition."""
-    target, current = _known(state, model, version), state.rollout(model)
-    name = f"{model}@{version}"
-    why_not = refusal(target)
-    if why_not is not None:
-        raise IllegalTransition(f"{name} may not serve: {why_not}")
+    """Make a version the stable one. Raises IllegalTransition.
+
+    A candidate that was not promoted stays one, unless it is an adapter of other weights.
+    """
+    target, current = _servable(state, model, version), state.rollout(model)
     if current is None:
         return RolloutChanged(
             model=model,
@@ -96,13 +104,12 @@ def promoted(
             reason=reason,
         )
     if current.stable == version:
-        raise IllegalTransition(f"{name} is the stable version already")
-    if current.pinned:
-        raise IllegalTransition(
-            f"{model} is pinned to {current.stable} ({_why(current)}): "
-            f"`feedloom models unpin {model}` first"
-        )
+        raise IllegalTransition(f"{model}@{version} is the stable version already")
+    _unpinned(current)
     retired = (*(one for one in current.retired if one != version), current.stable)
+    kept = current.candidate is not None and current.candidate != version
+    if kept and current.candidate is not None:
+        kept = _together(target, _known(state, model, current.candidate)) is None
     return _changed(
         current,
         now_ms=now_ms,
@@ -111,36 +118,91 @@ def promoted(
         stable=version,
         retired=retired[-KEPT:],
         rolled_back=tuple(one for one in current.rolled_back if one != version),
-        candidate=None if current.candidate == version else current.candidate,
-        candidate_weight=0.0 if current.candidate == version else current.candidate_weight,
-        state="steady",
+        # What was measured beside the old version says nothing of the new one.
+        **(_experiment(current, now_ms) if kept else {**_NO_CANDIDATE, "state": "steady"}),
+    )
+
+
+def tried(
+    state: RegistryState,
+    model: str,
+    version: str,
+    *,
+    mode: Literal["canary", "shadow"],
+    weight: float,
+    unit: Unit,
+    now_ms: int,
+    actor: str,
+    reason: str,
+) -> RolloutChanged:
+    """Make a version the candidate, or give the candidate another weight or mode.
+
+    ``weight``: the share of units, above 0 and at most 1. A change of weight alone goes on with
+    the experiment; anything else begins a new one. Raises IllegalTransition.
+    """
+    target, current = _servable(state, model, version), _rollout(state, model)
+    name = f"{model}@{version}"
+    if not 0 < weight <= 1:
+        raise IllegalTransition(f"a weight is above 0 and at most 1, not {weight:g}")
+    if current.stable == version:
+        raise IllegalTransition(f"{name} is the stable version already")
+    _unpinned(current)
+    if current.candidate is not None and current.candidate != version:
+        raise IllegalTransition(
+            f"{model}@{current.candidate} is the candidate ({_why(current)}): promote it, or "
+            f"`feedloom models rollback {model}` withdraws it"
+        )
+    apart = _together(_known(state, model, current.stable), target)
+    if apart is not None:
+        raise IllegalTransition(f"{name} cannot serve beside {model}@{current.stable}: {apart}")
+    if mode == "shadow" and target.kind == "full":
+        raise IllegalTransition(
+            f"{name} has full weights, which take a worker whole, and cannot answer copies beside "
+            f"others: `feedloom models replay --version {name}` compares it on past requests"
+        )
+    same = current.candidate == version and (current.state, current.unit) == (mode, unit)
+    if same and current.candidate_weight == weight:
+        raise IllegalTransition(f"{name} is a {mode} at {weight:.4g} already ({_why(current)})")
+    return _changed(
+        current,
+        now_ms=now_ms,
+        actor=actor,
+        reason=reason,
+        candidate=version,
+        candidate_weight=weight,
+        unit=unit,
+        state=mode,
+        rolled_back=tuple(one for one in current.rolled_back if one != version),
+        **({} if same else _experiment(current, now_ms, candidate=version)),
     )
 
 
 def rolled_back(
     state: RegistryState, model: str, *, now_ms: int, actor: str, reason: str
 ) -> RolloutChanged:
-    """Bring back the version that was stable before this one. Raises IllegalTransition.
+    """Withdraw the candidate; without one, bring back the version that was stable before.
 
-    A candidate is given up with it: what is wrong may be in what they share.
+    Raises IllegalTransition.
     """
     current = _rollout(state, model)
-    if not current.retired:
+    if current.candidate is not None:
+        stable, retired, gone = current.stable, current.retired, current.candidate
+    elif current.retired:
+        stable, retired, gone = current.retired[-1], current.retired[:-1], current.stable
+        _known(state, model, stable)
+    else:
         raise IllegalTransition(f"nothing was stable before {model}@{current.stable}")
-    *older, before = current.retired
-    _known(state, model, before)
-    gone = [current.stable, *([current.candidate] if current.candidate is not None else [])]
-    kept = [one for one in current.rolled_back if one not in gone]
     return _changed(
         current,
         now_ms=now_ms,
         actor=actor,
         reason=reason,
-        stable=before,
-        retired=tuple(older),
-        rolled_back=(*kept, *gone)[-KEPT:],
-        candidate=None,
-        candidate_weight=0.0,
+        stable=stable,
+        retired=retired,
+        rolled_back=(*(one for one in current.rolled_back if one not in (gone, stable)), gone)[
+            -KEPT:
+        ],
+        **_NO_CANDIDATE,
         state="rolled_back",
     )
 
@@ -157,8 +219,57 @@ def pinned(
     return _changed(current, now_ms=now_ms, actor=actor, reason=reason, pinned=pin)
 
 
+_NO_CANDIDATE: Mapping[str, Any] = {
+    "candidate": None,
+    "candidate_weight": 0.0,
+    "experiment": "",
+    "started_at_ms": 0,
+}
+
+
+def _experiment(
+    current: RolloutChanged, now_ms: int, candidate: str | None = None
+) -> dict[str, Any]:
+    """A new one: named after its candidate and the revision that begins it, as no other is."""
+    name = f"{current.model}@{candidate or current.candidate}#{current.revision + 1}"
+    return {"experiment": name, "started_at_ms": now_ms}
+
+
+def _servable(state: RegistryState, model: str, version: str) -> ModelVersionPublished:
+    target = _known(state, model, version)
+    name = f"{model}@{version}"
+    why_not = refusal(target)
+    if why_not is None and target.kind == "lora":
+        base = state.version(model, target.base) if target.base is not None else None
+        if base is None:
+            why_not = f"its base {model}@{target.base or '?'} was never published"
+        elif base.kind != "full":
+            why_not = f"its base {model}@{base.version} is no full version"
+    if why_not is not None:
+        raise IllegalTransition(f"{name} may not serve: {why_not}")
+    return target
+
+
+def _together(stable: ModelVersionPublished, candidate: ModelVersionPublished) -> str | None:
+    """Why two versions cannot serve beside each other; ``None``: they can."""
+    if candidate.kind == "full" or base_of(stable) == candidate.base:
+        return None
+    return (
+        f"it is an adapter of {candidate.model}@{candidate.base}, and the weights that serve are "
+        f"{stable.model}@{base_of(stable)}"
+    )
+
+
+def _unpinned(current: RolloutChanged) -> None:
+    if current.pinned:
+        raise IllegalTransition(
+            f"{current.model} is pinned to {current.stable} ({_why(current)}): "
+            f"`feedloom models unpin {current.model}` first"
+        )
+
+
 def _changed(
-    current: RolloutChanged, *, now_ms: int, actor: str, reason: str, **changes: object
+    current: RolloutChanged, *, now_ms: int, actor: str, reason: str, **changes: Any
 ) -> RolloutChanged:
     return msgspec.structs.replace(
         current,

@@ -16,7 +16,9 @@ from infra.contracts.catalogue import CATALOGUE, all_topics
 from infra.contracts.errors import MalformedRecord, UnknownEventType, UnsupportedSchemaVersion
 from infra.contracts.events import (
     EVENT_TYPES,
+    ArmFigures,
     ArtifactFile,
+    Assignment,
     ChatMessage,
     Completion,
     ConfigChanged,
@@ -37,7 +39,9 @@ from infra.contracts.events import (
     PreferencePair,
     ReplyAddress,
     RolloutChanged,
+    RolloutDecided,
     SamplingParameters,
+    ShadowCompared,
     StructuredOutput,
     Timings,
     TokenLogprob,
@@ -106,6 +110,7 @@ SAMPLES: tuple[Event, ...] = (
         worker_id="w",
         error=GenerationError(code="c", message="m"),
         timings=Timings(queue_ms=1.5, ttft_ms=2.5, itl_ms=0.5, total_ms=9.0),
+        assignment=Assignment(experiment="default@2#2", arm="candidate", unit="user:u"),
     ),
     FeedbackReceived(
         feedback_id="f1",
@@ -167,6 +172,35 @@ SAMPLES: tuple[Event, ...] = (
     RolloutChanged(
         model="default", revision=2, stable="1", changed_at_ms=NOW, candidate="2", state="canary"
     ),
+    RolloutDecided(
+        model="default",
+        experiment="default@2#2",
+        revision=2,
+        verdict="hold",
+        reason="too few",
+        decided_at_ms=NOW,
+        look=1,
+        confidence=0.95,
+        stable=ArmFigures(version="1", requests=9, ups=3, downs=1, outcome=0.75),
+        candidate=ArmFigures(version="2"),
+    ),
+    ShadowCompared(
+        request_id="r1",
+        submit_id="s1",
+        model="default",
+        experiment="default@2#2",
+        stable="1",
+        candidate="2",
+        prompt="p",
+        stable_text="a b",
+        candidate_text="a c",
+        stable_tokens=2,
+        candidate_tokens=2,
+        common_tokens=1,
+        stable_finish="stop",
+        candidate_finish="length",
+        compared_at_ms=NOW,
+    ),
     FeedbackForgotten(
         request_id="r1", forgotten_at_ms=NOW, reason="asked by mail", principal="ada"
     ),
@@ -184,6 +218,7 @@ SAMPLES: tuple[Event, ...] = (
             pause_ms=12.5,
             in_flight=3,
         ),
+        loaded={"default": ("1", "2")},
     ),
 )
 

@@ -33,6 +33,7 @@ from infra.registry.transitions import (
     refusal,
     rolled_back,
     stage_of,
+    tried,
 )
 from infra.registry.workers import read_workers
 from infra.testing import InMemoryBus
@@ -42,12 +43,14 @@ WHO: dict[str, Any] = {"now_ms": 5, "actor": "ada", "reason": "because"}
 KINDS = ("imported", "ungated", "passed", "failed")
 
 
-def version(name: str, kind: str = "imported") -> ModelVersionPublished:
+def version(name: str, kind: str = "imported", base: str | None = None) -> ModelVersionPublished:
+    """With a ``base`` it is an adapter."""
     learnt = kind != "imported"
     return ModelVersionPublished(
         model="m",
         version=name,
-        kind="full",
+        kind="full" if base is None else "lora",
+        base=base,
         artifact_uri="file:///x",
         manifest=(),
         created_at_ms=0,
@@ -59,13 +62,15 @@ def version(name: str, kind: str = "imported") -> ModelVersionPublished:
 
 
 class Rollouts(RuleBasedStateMachine):
-    """Beside the registry: what was stable, as a stack, and whether it is pinned."""
+    """Beside the registry: what was stable, as a stack, the candidate, and whether it is pinned."""
 
     def __init__(self) -> None:
         super().__init__()
         self.state = RegistryState()
         self.kinds: dict[str, str] = {}
+        self.bases: dict[str, str | None] = {}
         self.stack: list[str] = []
+        self.candidate: str | None = None
         self.pinned = False
         self.revision = 0
 
@@ -75,20 +80,29 @@ class Rollouts(RuleBasedStateMachine):
         assert (event.actor, event.reason, event.changed_at_ms) == ("ada", "because", 5)
         assert self.state.apply(event)
 
-    @rule(kind=st.sampled_from(KINDS))
-    def publish(self, kind: str) -> None:
+    @rule(kind=st.sampled_from(KINDS), data=st.data())
+    def publish(self, kind: str, data: st.DataObject) -> None:
         name = self.state.next_version("m")
-        self.kinds[name] = kind
-        self.state.apply(version(name, kind))
+        base = data.draw(st.sampled_from([None, "unknown", *self.kinds]))
+        self.kinds[name], self.bases[name] = kind, base
+        self.state.apply(version(name, kind, base))
+
+    def may_serve(self, name: str) -> bool:
+        base = self.bases[name]
+        based = base is None or (base in self.kinds and self.bases[base] is None)
+        return self.kinds[name] in ("imported", "passed") and based
+
+    def fits(self, candidate: str, stable: str) -> bool:
+        """Whether both can serve in one platform."""
+        base = self.bases[candidate]
+        return base is None or base == (self.bases[stable] or stable)
 
     @precondition(lambda self: self.kinds)
     @rule(data=st.data())
     def promote(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.kinds)))
         allowed = (
-            self.kinds[name] in ("imported", "passed")
-            and not (self.pinned and self.stack)
-            and self.stack[-1:] != [name]
+            self.may_serve(name) and not (self.pinned and self.stack) and self.stack[-1:] != [name]
         )
         if not allowed:
             with pytest.raises(IllegalTransition, match=f"m@{name}|m is pinned"):
@@ -96,17 +110,54 @@ class Rollouts(RuleBasedStateMachine):
             return
         self.take(promoted(self.state, "m", name, **WHO))
         self.stack = [*(one for one in self.stack if one != name), name]
+        if self.candidate == name or (self.candidate and not self.fits(self.candidate, name)):
+            self.candidate = None
+
+    @precondition(lambda self: self.kinds)
+    @rule(
+        data=st.data(),
+        mode=st.sampled_from(["canary", "shadow"]),
+        weight=st.sampled_from([0.0, 0.1, 0.5, 1.0, 1.1]),
+    )
+    def try_one(self, data: st.DataObject, mode: Any, weight: float) -> None:
+        name = data.draw(st.sampled_from(sorted(self.kinds)))
+        how: dict[str, Any] = {"mode": mode, "weight": weight, "unit": "user", **WHO}
+        before = self.state.rollout("m")
+        allowed = (
+            before is not None
+            and self.may_serve(name)
+            and 0 < weight <= 1
+            and not self.pinned
+            and self.stack[-1] != name
+            and self.candidate in (None, name)
+            and self.fits(name, self.stack[-1])
+            and not (mode == "shadow" and self.bases[name] is None)
+            and (before.candidate, before.state, before.candidate_weight) != (name, mode, weight)
+        )
+        if not allowed:
+            with pytest.raises(IllegalTransition):
+                tried(self.state, "m", name, **how)
+            return
+        assert before is not None
+        event = tried(self.state, "m", name, **how)
+        self.take(event)
+        goes_on = before.candidate == name and before.state == mode
+        assert (event.experiment == before.experiment) == goes_on
+        assert (event.started_at_ms, event.candidate_weight) == (5, weight)
+        self.candidate = name
 
     @rule()
     def roll_back(self) -> None:
-        if len(self.stack) < 2:
+        if self.candidate is None and len(self.stack) < 2:
             with pytest.raises(IllegalTransition):
                 rolled_back(self.state, "m", **WHO)
             return
-        gone = self.stack.pop()
+        gone = self.candidate or self.stack.pop()
+        self.candidate = None
         self.take(rolled_back(self.state, "m", **WHO))
         known = self.state.version("m", gone)
         assert known is not None
+        # One that was stable once, and was withdrawn as a candidate now, is both.
         assert stage_of(self.state, known) == "rolled_back"
 
     @rule(pin=st.booleans())
@@ -126,12 +177,17 @@ class Rollouts(RuleBasedStateMachine):
             return
         assert [*current.retired, current.stable] == self.stack
         assert current.pinned == self.pinned
+        assert current.candidate == self.candidate
+        assert (current.candidate is None) == (current.experiment == "")
+        assert (current.candidate is not None) == (current.state in ("canary", "shadow"))
         serving = self.state.stable("m")
         assert serving is not None
         assert refusal(serving) is None
         stages = [stage_of(self.state, one) for one in self.state.versions("m")]
         assert stages.count("stable") == 1
-        assert not set(current.retired) & set(current.rolled_back)
+        if current.candidate is not None:
+            assert stages.count("canary") + stages.count("candidate") == 1
+            assert current.candidate not in current.rolled_back
 
 
 TestRollouts = Rollouts.TestCase
@@ -140,24 +196,55 @@ TestRollouts.settings = settings(
 )
 
 
-def test_a_rollback_gives_up_the_candidate_too() -> None:
+def test_a_rollback_withdraws_the_candidate_first() -> None:
     state = RegistryState()
     for name in "123":
         state.apply(version(name, "passed"))
     state.apply(promoted(state, "m", "1", **WHO))
     state.apply(promoted(state, "m", "2", **WHO))
-    current = state.rollout("m")
-    assert current is not None
-    state.apply(
-        msgspec.structs.replace(
-            current, revision=3, candidate="3", candidate_weight=0.1, state="canary"
-        )
-    )
+    state.apply(tried(state, "m", "3", mode="canary", weight=0.1, unit="user", **WHO))
     assert [stage_of(state, one) for one in state.versions("m")] == ["retired", "stable", "canary"]
     back = rolled_back(state, "m", **WHO)
     state.apply(back)
-    assert (back.stable, back.candidate, back.state) == ("1", None, "rolled_back")
-    assert back.rolled_back == ("2", "3")
+    assert (back.stable, back.candidate, back.state) == ("2", None, "rolled_back")
+    assert back.rolled_back == ("3",)
+    back = rolled_back(state, "m", **WHO)
+    assert (back.stable, back.rolled_back) == ("1", ("3", "2"))
+
+
+def test_more_weight_goes_on_with_the_experiment_and_another_unit_begins_one() -> None:
+    state = RegistryState()
+    for name in "12":
+        state.apply(version(name, "passed"))
+    state.apply(promoted(state, "m", "1", **WHO))
+
+    def canary(weight: float, unit: Any = "user") -> RolloutChanged:
+        event = tried(state, "m", "2", mode="canary", weight=weight, unit=unit, **WHO)
+        state.apply(event)
+        return event
+
+    assert canary(0.05).experiment == canary(0.5).experiment == "m@2#2"
+    assert canary(0.5, "tenant").experiment == "m@2#4"
+    with pytest.raises(IllegalTransition, match=r"a canary at 0\.5 already \(revision 4 by ada"):
+        canary(0.5, "tenant")
+
+
+def test_an_adapter_serves_beside_its_own_base_only() -> None:
+    state = RegistryState()
+    for event in (version("1"), version("2"), version("3", base="1"), version("4", base="9")):
+        state.apply(event)
+    state.apply(promoted(state, "m", "2", **WHO))
+    how: dict[str, Any] = {"weight": 0.1, "unit": "user", **WHO}
+    with pytest.raises(IllegalTransition, match="is an adapter of m@1, and the weights that serve"):
+        tried(state, "m", "3", mode="canary", **how)
+    with pytest.raises(IllegalTransition, match="its base m@9 was never published"):
+        tried(state, "m", "4", mode="canary", **how)
+    with pytest.raises(IllegalTransition, match=r"take a worker whole.*models replay"):
+        tried(state, "m", "1", mode="shadow", **how)
+    state.apply(promoted(state, "m", "1", **WHO))
+    state.apply(tried(state, "m", "3", mode="shadow", **how))
+    # The base goes, and with it the adapter that was tried on it.
+    assert promoted(state, "m", "2", **WHO).candidate is None
 
 
 def test_what_is_refused_says_what_there_is() -> None:
