@@ -33,7 +33,7 @@ class EngineDead(FatalError):
 
 
 class SwitchFailed(RetryableError):
-    """New weights could not be loaded; the engine serves the old version again."""
+    """New weights or an adapter could not be loaded; the engine serves what it served before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,10 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Engine(Protocol):
-    """Generates text with one model whose weights can be switched while it runs."""
+    """Generates text with one model whose weights can be switched while it runs.
+
+    LoRA adapters of these weights can be loaded beside them, and generate side by side.
+    """
 
     @property
     def dead(self) -> bool:
@@ -94,6 +97,9 @@ class Engine(Protocol):
         emitted: Emitted | None = None,
     ) -> AsyncIterator[EngineOutput]:
         """Deltas of ``sampling.n`` completions, each ending with a ``finish_reason``.
+
+        ``version`` chooses a loaded adapter; anything else means the weights. Each output says what
+        made it.
 
         The iterator ends after the last completion; closing it early frees the request. With
         ``emitted`` the answer goes on where another engine left it: the new deltas continue
@@ -118,10 +124,33 @@ class Engine(Protocol):
     async def switch(self, path: str, version: str, policy: SwitchPolicy) -> float:
         """Serve the weights in ``path`` as ``version``; returns the pause in milliseconds.
 
+        No adapter may be loaded: it would go on with weights that it does not fit.
+
         Raises:
             SwitchFailed: the old version serves again.
             EngineDead: not even the old weights could be restored.
         """
+        ...
+
+    async def load_adapter(self, path: str, version: str) -> None:
+        """Load the PEFT adapter in ``path``, to generate as ``version`` from now on.
+
+        A name stands for one adapter for ever. Raises:
+            SwitchFailed: it does not fit, or there is no room for one more; nothing changed.
+            EngineDead: nothing will ever run here again.
+        """
+        ...
+
+    async def unload_adapter(self, version: str) -> None:
+        """Wait for the requests that use an adapter, and unload it. Harmless if it is unknown.
+
+        Nothing may choose it any more. Raises EngineDead.
+        """
+        ...
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The loaded ones, in the order in which they were loaded."""
         ...
 
     def load(self) -> EngineLoad:

@@ -13,7 +13,8 @@ import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from zlib import crc32
 
 from infra.contracts.errors import RequestRefused
 from infra.contracts.events import SamplingParameters, TokenLogprob, TopLogprob
+from stream_workers.adapters import Adapters
 from stream_workers.continuation import AnswerText, continuable, resume
 from stream_workers.engine import (
     Emitted,
@@ -40,7 +42,10 @@ VOCABULARY = 50_000
 
 
 class MemoryEngine:
-    """``token_interval_s`` paces tokens. ``fail_next`` generations fail after one token."""
+    """``token_interval_s`` paces tokens. ``fail_next`` generations fail after one token.
+
+    Switching and loading take no files into account, but the folder must be there.
+    """
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class MemoryEngine:
         token_interval_s: float = 0.0,
         fail_next: int = 0,
         kv_tokens: int = 65_536,
+        max_adapters: int = 2,
     ) -> None:
         self.version = version
         self.dead = False
@@ -57,6 +63,8 @@ class MemoryEngine:
         self._max_model_len = max_model_len
         self._interval_s = token_interval_s
         self._kv_tokens = kv_tokens
+        self._max_adapters = max_adapters
+        self._adapters: Adapters[str] = Adapters()
         self._active: dict[str, int] = {}
         self._aborted: set[str] = set()
         self._idle = asyncio.Event()
@@ -76,20 +84,35 @@ class MemoryEngine:
         """See the protocol. Prompt, sampling and version decide the tokens."""
         count = self.check(prompt, sampling)
         await self._open.wait()
+        with self._adapters.using(version) as adapter:
+            outputs = self._generate(request_id, prompt, sampling, count, adapter, emitted)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
+
+    async def _generate(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling: SamplingParameters,
+        count: int,
+        adapter: str | None,
+        emitted: Emitted | None,
+    ) -> AsyncGenerator[EngineOutput, None]:
         if emitted is not None and not continuable(sampling):
             raise RequestRefused("invalid_sampling", "this sampling cannot be continued")
         text = _text(prompt)
         limit = min(sampling.max_tokens, self._max_model_len - count)
         seed = sampling.seed if sampling.seed is not None else crc32(text.encode())
         # Other weights, other words.
-        source = f"{seed} {self.version}"
+        source = f"{seed} {adapter or self.version}"
         failing = self.fail_next > 0
         self.fail_next -= failing
         running = [_Completion(index, text, sampling, source) for index in range(sampling.n)]
         if emitted is not None:
             owed = running[0].resume(emitted, limit)
             if owed.text or owed.finish_reason is not None:
-                yield self._output(running[0], owed, count)
+                yield self._output(running[0], owed, count, adapter)
             if owed.finish_reason is not None:
                 return
         self._active[request_id] = count
@@ -108,7 +131,7 @@ class MemoryEngine:
                     return
                 self._active[request_id] += len(running)
                 for completion in running:
-                    output = self._output(completion, completion.advance(limit), count)
+                    output = self._output(completion, completion.advance(limit), count, adapter)
                     if sampling.beam_width is None:
                         yield output
                     else:
@@ -126,12 +149,14 @@ class MemoryEngine:
 
     policy_pauses_streams = True
 
-    def _output(self, completion: _Completion, delta: _Delta, prompt_tokens: int) -> EngineOutput:
+    def _output(
+        self, completion: _Completion, delta: _Delta, prompt_tokens: int, adapter: str | None
+    ) -> EngineOutput:
         return EngineOutput(
             token_ids=delta.token_ids,
             text=delta.text,
             prompt_tokens=prompt_tokens,
-            version=self.version,
+            version=adapter or self.version,
             finish_reason=delta.finish_reason,
             index=completion.index,
             logprobs=delta.logprobs,
@@ -157,6 +182,25 @@ class MemoryEngine:
             self.policy_pauses_streams = True
             self._open.set()
         return (time.perf_counter() - started) * 1000
+
+    async def load_adapter(self, path: str, version: str) -> None:
+        """Only the name counts; the path must be a directory."""
+        if version in self._adapters:
+            return
+        if not Path(path).is_dir():  # noqa: ASYNC240 - one stat, in tests
+            raise SwitchFailed(f"{path} is not a directory")
+        if len(self._adapters.versions()) >= self._max_adapters:
+            raise SwitchFailed(f"no room for another adapter: {self._max_adapters} at most")
+        self._adapters.add(version, version)
+
+    async def unload_adapter(self, version: str) -> None:
+        """See the protocol."""
+        await self._adapters.remove(version)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """See the protocol."""
+        return self._adapters.versions()
 
     def load(self) -> EngineLoad:
         """Nothing ever waits here, and more may run than the pretended cache holds."""

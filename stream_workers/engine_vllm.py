@@ -7,6 +7,7 @@ a consumer group, in the loop that will run the engine.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from infra.contracts.errors import RequestRefused
 from infra.contracts.events import SamplingParameters, StructuredOutput
 from infra.cores import available, divide, share
+from stream_workers.adapters import Adapters
 from stream_workers.beam_search import Beam, beam_search, together
 from stream_workers.continuation import AnswerText, continuable, continued_seed, resume
 from stream_workers.engine import (
@@ -28,6 +30,7 @@ from stream_workers.engine import (
     EngineLoad,
     EngineOutput,
     Prompt,
+    SwitchFailed,
     SwitchPolicy,
 )
 from stream_workers.logprobs import token_logprobs
@@ -45,6 +48,7 @@ os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "1")
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.exceptions import VLLMError
 from vllm.inputs.engine import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine import EngineCoreRequest
@@ -74,7 +78,10 @@ _SAME_NAMES = (
 
 @dataclass(frozen=True, kw_only=True)
 class VllmOptions:
-    """What to build. ``kv_cache_gb`` counts on a CPU, ``gpu_memory_utilization`` on a GPU."""
+    """What to build. ``kv_cache_gb`` counts on a CPU, ``gpu_memory_utilization`` on a GPU.
+
+    ``max_adapters`` above 0 takes LoRA adapters beside the weights, up to ``max_adapter_rank``.
+    """
 
     path: str
     version: str
@@ -84,6 +91,8 @@ class VllmOptions:
     gpu_memory_utilization: float = 0.9
     dtype: str = "auto"
     seed: int = 0
+    max_adapters: int = 0
+    max_adapter_rank: int = 16
     pin_cores: bool = False
     """CPU only: the engine on cores of its own, this process on the rest (``infra.cores``)."""
 
@@ -135,6 +144,9 @@ class VllmEngine:
         self._llm = llm
         self._sockets = sockets
         self._weights = Weights(llm, self._call, options.path, options.version)
+        self._adapters: Adapters[LoRARequest] = Adapters()
+        self._max_adapters = options.max_adapters
+        self._adapter_ids = itertools.count(1)
         self._max_model_len = int(llm.model_config.max_model_len)
         cache = llm.vllm_config.cache_config
         self._kv_tokens = cache.kv_cache_size_tokens or cache.num_gpu_blocks * cache.block_size
@@ -166,6 +178,16 @@ class VllmEngine:
             arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gb * 1024**3)
         else:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
+        if options.max_adapters:
+            # Slots fill from the first. On a CPU a request without an adapter, in one batch with
+            # others, is given the last slot's (vllm-project/vllm#48421): that one stays empty.
+            slots = options.max_adapters + int(current_platform.is_cpu())
+            arguments |= {
+                "enable_lora": True,
+                "max_loras": slots,
+                "max_cpu_loras": slots,
+                "max_lora_rank": options.max_adapter_rank,
+            }
         # vLLM leaves its sockets where they are, by default in the machine's temporary folder.
         sockets = TemporaryDirectory(prefix="feedloom-vllm-")
         os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
@@ -207,7 +229,7 @@ class VllmEngine:
         self, request_id: str, prompt: Prompt, sampling: SamplingParameters, version: str
     ) -> Deltas:
         token_ids, top = self._checked(prompt, sampling), sampling.logprobs
-        count, weights = len(token_ids), self._weights
+        count = len(token_ids)
         params = self._sampling_params(sampling, count)
         async with self._outputs(request_id, token_ids, params, version) as outputs:
             async for output in outputs:
@@ -217,7 +239,7 @@ class VllmEngine:
                         token_ids=tuple(one.token_ids),
                         text=one.text,
                         prompt_tokens=count,
-                        version=weights.version,
+                        version=self._made_by(version),
                         finish_reason=None if reason is None else _finish(reason, request_id),
                         index=one.index,
                         logprobs=() if top is None else token_logprobs(one.logprobs, top),
@@ -250,7 +272,7 @@ class VllmEngine:
                 token_ids=(),
                 text=resumed.owed,
                 prompt_tokens=count,
-                version=self.version,
+                version=self._made_by(version),
                 finish_reason=finish,
             )
         if finish is not None:
@@ -274,7 +296,7 @@ class VllmEngine:
                     token_ids=tuple(one.token_ids[:kept]),
                     text=answer.take(finished=finish is not None),
                     prompt_tokens=count,
-                    version=self.version,
+                    version=self._made_by(version),
                     finish_reason=finish,
                     logprobs=() if top is None else token_logprobs(one.logprobs[:kept], top),
                     # Of the emitted tokens, prompt to vLLM, some may be cached as well.
@@ -307,12 +329,14 @@ class VllmEngine:
                     return {token: entry.logprob for token, entry in one.logprobs[0].items()}
             raise EngineGenerateError(f"vLLM gave up on a beam of {request_id}")
 
-        best = await beam_search(
-            lambda beams: together(map(successors, beams)),
-            width=width,
-            max_tokens=min(sampling.max_tokens, self._max_model_len - count),
-            ending=ending,
-        )
+        # Held between the steps as well.
+        with self._adapters.using(version):
+            best = await beam_search(
+                lambda beams: together(map(successors, beams)),
+                width=width,
+                max_tokens=min(sampling.max_tokens, self._max_model_len - count),
+                ending=ending,
+            )
         for index, beam in enumerate(best[: sampling.n]):
             answer = AnswerText(sampling, self._decoder(token_ids, sampling))
             answer.extend(beam.token_ids, ends=beam.finished)
@@ -320,7 +344,7 @@ class VllmEngine:
                 token_ids=beam.token_ids,
                 text=answer.take(finished=True),
                 prompt_tokens=count,
-                version=self.version,
+                version=self._made_by(version),
                 finish_reason="stop" if beam.finished else "length",
                 index=index,
             )
@@ -333,12 +357,18 @@ class VllmEngine:
         # A tokens input with its type is taken as it is; one without goes through a thread.
         tokens = tokens_input(token_ids, cache_salt=version)
         try:
-            async with aclosing(self._llm.generate(tokens, params, request_id)) as outputs:
-                yield outputs
+            with self._adapters.using(version) as adapter:
+                made = self._llm.generate(tokens, params, request_id, lora_request=adapter)
+                async with aclosing(made) as outputs:
+                    yield outputs
         except EngineDeadError as error:
             raise EngineDead(str(error)) from error
         except VLLMError as error:
             raise EngineGenerateError(str(error) or repr(error.__cause__)) from error
+
+    def _made_by(self, version: str) -> str:
+        """Which version's weights answer a request for ``version``, as things stand."""
+        return version if version in self._adapters else self._weights.version
 
     async def abort(self, request_id: str) -> None:
         """See the protocol."""
@@ -348,6 +378,37 @@ class VllmEngine:
     async def switch(self, path: str, version: str, policy: SwitchPolicy) -> float:
         """See the protocol."""
         return await self._weights.switch(path, version, policy)
+
+    async def load_adapter(self, path: str, version: str) -> None:
+        """See the protocol. vLLM checks rank and modules again."""
+        if version in self._adapters:
+            return
+        if len(self._adapters.versions()) >= self._max_adapters:
+            raise SwitchFailed(
+                f"no room for another adapter: {self._max_adapters} at most "
+                "(FEEDLOOM_WORKER__MAX_ADAPTERS)"
+            )
+        adapter = LoRARequest(version, next(self._adapter_ids), path)
+        try:
+            await self._call(self._llm.add_lora(adapter))
+        except EngineDead:
+            raise
+        except Exception as error:
+            # The child's exception, as a bare one; what it has taken in already goes.
+            await self._call(self._llm.remove_lora(adapter.lora_int_id))
+            raise SwitchFailed(f"{version}: {error}") from error
+        self._adapters.add(version, adapter)
+
+    async def unload_adapter(self, version: str) -> None:
+        """See the protocol."""
+        adapter = await self._adapters.remove(version)
+        if adapter is not None:
+            await self._call(self._llm.remove_lora(adapter.lora_int_id))
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """See the protocol."""
+        return self._adapters.versions()
 
     async def _call(self, work: Awaitable[Any]) -> None:
         """Await ``work``. vLLM leaves calls unanswered that are under way when its child dies."""

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,15 +98,21 @@ def kafka_bus(kafka_settings: KafkaSettings) -> KafkaBus:
 
 @dataclass
 class Weights:
-    """Two versions of one model, on disk. The tokenizer of the first has a chat template."""
+    """Two versions of one model, on disk. The tokenizer of the first has a chat template.
+
+    ``adapters`` are two of the first's, and ``merged`` the first with the first of them.
+    """
 
     first: Path
     second: Path
+    adapters: tuple[Path, Path]
+    merged: Path
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     import torch
+    from peft import PeftModel
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -142,4 +149,23 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
         made.chat_template = chat_template
         made.save_pretrained(path)
         paths.append(path)
-    return Weights(*paths)
+    adapters = tuple(make_adapter(paths[0], root / f"adapter{seed}", seed=seed) for seed in (1, 2))
+    merged = root / "merged"
+    PeftModel.from_pretrained(
+        LlamaForCausalLM.from_pretrained(paths[0]), adapters[0]
+    ).merge_and_unload().save_pretrained(merged)
+    made.save_pretrained(merged)
+    return Weights(*paths, adapters, merged)
+
+
+def make_adapter(base: Path, path: Path, *, seed: int, rank: int = 8, **options: Any) -> Path:
+    """A LoRA adapter of random weights that change what ``base`` says, saved as PEFT does."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config: dict[str, Any] = {"target_modules": "all-linear", "init_lora_weights": False, **options}
+    model = LlamaForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(r=rank, lora_alpha=4 * rank, **config)).save_pretrained(path)
+    return path

@@ -30,6 +30,8 @@ def build_vllm(weights: Weights) -> VllmEngine:
             version="default@1",
             max_num_seqs=16,
             kv_cache_gb=0.25,
+            max_adapters=2,
+            max_adapter_rank=8,
             dtype="float32",
         )
     )
@@ -45,6 +47,8 @@ class Engines:
         """Serving ``default@1``, whatever the test before did to it."""
         if self._vllm is None:
             self._vllm = build_vllm(weights)
+        for version in self._vllm.adapters:
+            await self._vllm.unload_adapter(version)
         if self._vllm.version != "default@1":
             await self._vllm.switch(str(weights.first), "default@1", "keep")
         return self._vllm
