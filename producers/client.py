@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
+import msgspec
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
@@ -102,9 +103,10 @@ class GenerationClient:
     ) -> GenerationHandle:
         """Publish one request; returns at once.
 
-        ``messages`` make it a conversation to be answered; ``prompt`` is then empty. Requests with
-        one ``affinity_key`` (a conversation, a tenant; ``affinity.prefix_key`` of a shared
-        beginning) go to one worker, whose prefix cache knows them, unless that one has far more of
+        Without ``sampling`` the platform's settings ``sampling.*`` hold. ``messages`` make it a
+        conversation to be answered; ``prompt`` is then empty. Requests with one ``affinity_key`` (a
+        conversation, a tenant; ``affinity.prefix_key`` of a shared beginning) go to one worker,
+        whose prefix cache knows them, unless that one has far more of
         this client's requests than the others. ``batch`` requests may wait: they run in what
         interactive ones leave free. After ``ttl_s`` seconds the request is not worth an answer.
 
@@ -159,7 +161,7 @@ class GenerationClient:
             future = self._publisher.publish(
                 topic,
                 key=key.encode(),
-                value=codec.encode(request),
+                value=codec.encode(request) if sampling else _without_sampling(request),
                 headers=inject(headers),
                 partition=None if handle.route is None else handle.route[1],
             )
@@ -291,3 +293,11 @@ class GenerationClient:
     def _forget(self, handle: GenerationHandle) -> None:
         with self._lock:
             self._open.pop(handle.request.request_id, None)
+
+
+def _without_sampling(request: GenerationRequest) -> bytes:
+    """Encoded so that the platform's defaults hold, which may change while it waits."""
+    document = msgspec.to_builtins(request)
+    del document["sampling"]
+    encoded: bytes = msgspec.json.encode(document)
+    return encoded

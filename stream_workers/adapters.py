@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from stream_workers.engine import SwitchFailed
+from stream_workers.engine import Displaced, SwitchFailed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -24,7 +24,8 @@ class Adapters(Generic[H]):
 
     def __init__(self) -> None:
         self._handles: dict[str, H] = {}
-        self._users: dict[str, int] = {}
+        self._users: dict[str, set[str]] = {}
+        self._displaced: set[str] = set()
         self._unused: dict[str, asyncio.Event] = {}
 
     def __contains__(self, version: str) -> bool:
@@ -39,30 +40,39 @@ class Adapters(Generic[H]):
         self._handles[version] = handle
 
     @contextmanager
-    def using(self, version: str) -> Iterator[H | None]:
+    def using(self, version: str, request_id: str) -> Iterator[H | None]:
         """The version's handle, kept until the block ends; ``None`` when it is no adapter."""
         handle = self._handles.get(version)
         if handle is None:
             yield None
             return
-        self._users[version] = self._users.get(version, 0) + 1
+        users = self._users.setdefault(version, set())
+        users.add(request_id)
         try:
             yield handle
         finally:
-            self._users[version] -= 1
-            if not self._users[version] and version in self._unused:
+            users.discard(request_id)
+            if not users and version in self._unused:
                 self._unused[version].set()
 
-    async def remove(self, version: str) -> H | None:
-        """Forget an adapter when its last request has ended; its handle, if it was loaded.
+    def displace(self, version: str) -> tuple[str, ...]:
+        """From now on ``check`` raises for this version; the requests that use it."""
+        self._displaced.add(version)
+        return tuple(self._users.get(version, ()))
 
-        Requests that begin meanwhile still use it, so nothing may choose it any more.
-        """
+    def check(self, version: str) -> None:
+        """Raises Displaced if the version's requests are to go on elsewhere."""
+        if version in self._displaced:
+            raise Displaced(f"{version} was unloaded")
+
+    async def remove(self, version: str) -> H | None:
+        """Forget an adapter when its last request has ended; its handle, if it was loaded."""
         while self._users.get(version):
             unused = self._unused[version] = asyncio.Event()
             await unused.wait()
-        self._unused.pop(version, None)
-        self._users.pop(version, None)
+        for kept in (self._unused, self._users):
+            kept.pop(version, None)
+        self._displaced.discard(version)
         return self._handles.pop(version, None)
 
 

@@ -28,6 +28,10 @@ class EmittedMismatch(EngineGenerateError):
     """Emitted tokens that this engine cannot go on from; the answer must begin anew."""
 
 
+class Displaced(EngineGenerateError):
+    """The request's adapter was unloaded; another version can go on with the answer."""
+
+
 class EngineDead(FatalError):
     """The engine is gone. The worker must stop without acknowledging its unfinished requests."""
 
@@ -141,11 +145,17 @@ class Engine(Protocol):
         """
         ...
 
-    async def unload_adapter(self, version: str) -> None:
-        """Wait for the requests that use an adapter, and unload it. Harmless if it is unknown.
+    async def unload_adapter(self, version: str, policy: SwitchPolicy) -> None:
+        """Unload an adapter, which nothing may choose any more. Harmless if it is unknown.
 
-        Nothing may choose it any more. Raises EngineDead.
+        Requests that use it end with Displaced (``keep``: another version goes on with them), or
+        are waited for (``drain``). Raises EngineDead.
         """
+        ...
+
+    @property
+    def max_adapters(self) -> int:
+        """How many can be loaded at a time; 0: none."""
         ...
 
     @property

@@ -63,7 +63,7 @@ class MemoryEngine:
         self._max_model_len = max_model_len
         self._interval_s = token_interval_s
         self._kv_tokens = kv_tokens
-        self._max_adapters = max_adapters
+        self.max_adapters = max_adapters
         self._adapters: Adapters[str] = Adapters()
         self._active: dict[str, int] = {}
         self._aborted: set[str] = set()
@@ -84,7 +84,7 @@ class MemoryEngine:
         """See the protocol. Prompt, sampling and version decide the tokens."""
         count = self.check(prompt, sampling)
         await self._open.wait()
-        with self._adapters.using(version) as adapter:
+        with self._adapters.using(version, request_id) as adapter:
             outputs = self._generate(request_id, prompt, sampling, count, adapter, emitted)
             async with aclosing(outputs):
                 async for output in outputs:
@@ -123,6 +123,8 @@ class MemoryEngine:
                 await asyncio.sleep(self._interval_s)
                 if self.policy_pauses_streams:
                     await self._open.wait()
+                if adapter is not None:
+                    self._adapters.check(adapter)
                 if self.dead:
                     raise EngineDead("the in-memory engine was told to die")
                 if failing and step == 1:
@@ -189,12 +191,14 @@ class MemoryEngine:
             return
         if not Path(path).is_dir():  # noqa: ASYNC240 - one stat, in tests
             raise SwitchFailed(f"{path} is not a directory")
-        if len(self._adapters.versions()) >= self._max_adapters:
-            raise SwitchFailed(f"no room for another adapter: {self._max_adapters} at most")
+        if len(self._adapters.versions()) >= self.max_adapters:
+            raise SwitchFailed(f"no room for another adapter: {self.max_adapters} at most")
         self._adapters.add(version, version)
 
-    async def unload_adapter(self, version: str) -> None:
+    async def unload_adapter(self, version: str, policy: SwitchPolicy) -> None:
         """See the protocol."""
+        if policy == "keep":
+            self._adapters.displace(version)
         await self._adapters.remove(version)
 
     @property

@@ -145,7 +145,7 @@ class VllmEngine:
         self._sockets = sockets
         self._weights = Weights(llm, self._call, options.path, options.version)
         self._adapters: Adapters[LoRARequest] = Adapters()
-        self._max_adapters = options.max_adapters
+        self.max_adapters = options.max_adapters
         self._adapter_ids = itertools.count(1)
         self._max_model_len = int(llm.model_config.max_model_len)
         cache = llm.vllm_config.cache_config
@@ -229,22 +229,26 @@ class VllmEngine:
         self, request_id: str, prompt: Prompt, sampling: SamplingParameters, version: str
     ) -> Deltas:
         token_ids, top = self._checked(prompt, sampling), sampling.logprobs
-        count = len(token_ids)
+        count, unfinished = len(token_ids), sampling.n
         params = self._sampling_params(sampling, count)
         async with self._outputs(request_id, token_ids, params, version) as outputs:
             async for output in outputs:
                 for one in output.outputs:
                     reason = one.finish_reason
+                    finish = None if reason is None else _finish(reason, request_id)
+                    unfinished -= finish is not None
                     yield EngineOutput(
                         token_ids=tuple(one.token_ids),
                         text=one.text,
                         prompt_tokens=count,
                         version=self._made_by(version),
-                        finish_reason=None if reason is None else _finish(reason, request_id),
+                        finish_reason=finish,
                         index=one.index,
                         logprobs=() if top is None else token_logprobs(one.logprobs, top),
                         cached_tokens=output.num_cached_tokens or 0,
                     )
+        if unfinished:
+            self._adapters.check(version)
 
     async def _continued(
         self,
@@ -304,6 +308,7 @@ class VllmEngine:
                 )
                 if finish is not None:
                     return
+        self._adapters.check(version)
 
     async def _beams(
         self, request_id: str, prompt: Prompt, sampling: SamplingParameters, version: str
@@ -327,10 +332,11 @@ class VllmEngine:
                     if not one.logprobs:
                         break
                     return {token: entry.logprob for token, entry in one.logprobs[0].items()}
+            self._adapters.check(version)
             raise EngineGenerateError(f"vLLM gave up on a beam of {request_id}")
 
         # Held between the steps as well.
-        with self._adapters.using(version):
+        with self._adapters.using(version, request_id):
             best = await beam_search(
                 lambda beams: together(map(successors, beams)),
                 width=width,
@@ -357,7 +363,7 @@ class VllmEngine:
         # A tokens input with its type is taken as it is; one without goes through a thread.
         tokens = tokens_input(token_ids, cache_salt=version)
         try:
-            with self._adapters.using(version) as adapter:
+            with self._adapters.using(version, request_id) as adapter:
                 made = self._llm.generate(tokens, params, request_id, lora_request=adapter)
                 async with aclosing(made) as outputs:
                     yield outputs
@@ -383,9 +389,9 @@ class VllmEngine:
         """See the protocol. vLLM checks rank and modules again."""
         if version in self._adapters:
             return
-        if len(self._adapters.versions()) >= self._max_adapters:
+        if len(self._adapters.versions()) >= self.max_adapters:
             raise SwitchFailed(
-                f"no room for another adapter: {self._max_adapters} at most "
+                f"no room for another adapter: {self.max_adapters} at most "
                 "(FEEDLOOM_WORKER__MAX_ADAPTERS)"
             )
         adapter = LoRARequest(version, next(self._adapter_ids), path)
@@ -399,8 +405,11 @@ class VllmEngine:
             raise SwitchFailed(f"{version}: {error}") from error
         self._adapters.add(version, adapter)
 
-    async def unload_adapter(self, version: str) -> None:
+    async def unload_adapter(self, version: str, policy: SwitchPolicy) -> None:
         """See the protocol."""
+        if policy == "keep":
+            for request_id in self._adapters.displace(version):
+                await self.abort(request_id)
         adapter = await self._adapters.remove(version)
         if adapter is not None:
             await self._call(self._llm.remove_lora(adapter.lora_int_id))

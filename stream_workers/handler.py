@@ -33,6 +33,7 @@ from observability.tracing import span
 from stream_workers.coalescer import BATCH, ChunkDraft, Coalescer, crowding
 from stream_workers.continuation import continuable
 from stream_workers.engine import (
+    Displaced,
     Emitted,
     EmittedMismatch,
     Engine,
@@ -40,6 +41,11 @@ from stream_workers.engine import (
     EngineOutput,
 )
 from stream_workers.progress import Answer, Progress, measure, result_of
+from stream_workers.routing import Route
+from stream_workers.shadow import Shadow
+
+MAX_MOVES = 100
+"""How often the version under a request may be unloaded before that counts as a failure."""
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
 RequestKey = tuple[str, str]
@@ -136,7 +142,11 @@ class _Running:
 
 
 class RequestHandler(Generic[R]):
-    """Many requests at once in one event loop."""
+    """Many requests at once in one event loop.
+
+    ``route`` chooses the version that answers a request, ``settle`` completes a request by the
+    settings in force and may refuse it, ``shadow`` has copies answered.
+    """
 
     def __init__(
         self,
@@ -144,14 +154,18 @@ class RequestHandler(Generic[R]):
         engine: Engine,
         sink: Sink[R],
         options: HandlerOptions,
-        serving: Callable[[], str],
+        route: Callable[[GenerationRequest], Route],
+        settle: Callable[[GenerationRequest, bytes], GenerationRequest] | None = None,
+        shadow: Shadow | None = None,
         now_ms: Callable[[], int],
         monotonic_s: Callable[[], float],
     ) -> None:
         self._engine = engine
         self._sink = sink
         self._options = options
-        self._serving = serving
+        self._route = route
+        self._settle = settle
+        self._shadow = shadow
         self._now_ms = now_ms
         self._monotonic_s = monotonic_s
         self._running: dict[int, _Running] = {}
@@ -184,6 +198,8 @@ class RequestHandler(Generic[R]):
                     "unknown_model",
                     f"model {request.model!r} is not served here; {self._options.model!r} is",
                 )
+            if self._settle is not None:
+                request = self._settle(request, record.value)
             tokens = self._engine.check(request.messages or request.prompt, request.sampling)
         except RequestRefused as error:
             return Prepared(record=record, received_s=now, request=request, problem=error)
@@ -300,6 +316,8 @@ class RequestHandler(Generic[R]):
         if progress.delivery is not None:
             await progress.delivery
         measure(result, now_s - prepared.received_s)
+        if self._shadow is not None and progress.route is not None:
+            self._shadow.offer(request, result, progress)
         return Ended(
             record=self._sink.result(result, prepared.record),
             tokens=prepared.prompt_tokens + progress.tokens,
@@ -315,8 +333,9 @@ class RequestHandler(Generic[R]):
     ) -> tuple[FinishReason, GenerationError | None]:
         self._restore(request, progress, resumption)
         last: EngineGenerateError
-        for attempt in range(self._options.retries + 1):
-            if attempt:
+        failures, moves = 0, 0
+        while failures <= self._options.retries:
+            if failures or moves:
                 self._begin_again(request, progress)
             if running.stop is None and self._expired(prepared):
                 running.stop = "deadline_exceeded"
@@ -324,11 +343,18 @@ class RequestHandler(Generic[R]):
                 return running.stop, None
             try:
                 return await self._generate(prepared, request, running, progress), None
+            except Displaced as error:
+                # The rollout's doing, not the request's: no failure, however often within reason.
+                last = error
+                moves += 1
+                failures += moves > MAX_MOVES
             except EmittedMismatch as error:
+                failures += 1
                 # What is on the token log is of another model, say: this run begins anew.
                 last = error
                 progress.answers, progress.versions, progress.resumed = {}, [], 0
             except EngineGenerateError as error:
+                failures += 1
                 last = error
             except RequestRefused as error:
                 return "error", GenerationError(code=error.code, message=error.message)
@@ -373,7 +399,7 @@ class RequestHandler(Generic[R]):
         running: _Running,
         progress: Progress,
     ) -> FinishReason:
-        serving = self._serving()
+        route = progress.route = self._route(request)
         engine_id = f"{request.request_id}/{request.submit_id}/{progress.epoch}.{progress.attempt}"
         if progress.started_s is None:
             progress.started_s = self._monotonic_s()
@@ -398,7 +424,7 @@ class RequestHandler(Generic[R]):
                     engine_id,
                     request.messages or request.prompt,
                     request.sampling,
-                    serving,
+                    route.version,
                     emitted=emitted,
                 ),
             )
@@ -417,7 +443,7 @@ class RequestHandler(Generic[R]):
             if reason is None and (None in ends or not ends):
                 raise EngineGenerateError("the engine ended a request without a reason")
             if not progress.versions:
-                progress.versions.append(serving)
+                progress.versions.append(route.version)
             reason = reason or progress.answers[min(progress.answers)].reason
             assert reason is not None
             generating.set_attribute("gen_ai.usage.input_tokens", prepared.prompt_tokens)
@@ -469,7 +495,7 @@ class RequestHandler(Generic[R]):
     ) -> None:
         """What the coalescers still hold, and the mark of the end on the last chunk."""
         now = self._monotonic_s()
-        version = progress.versions[-1] if progress.versions else self._serving()
+        version = progress.versions[-1] if progress.versions else self._route(request).version
         if not progress.answers:
             # A request that never reached the engine still ends its chunk stream.
             self._answer_at(progress, 0)

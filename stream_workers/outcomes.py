@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -91,7 +92,7 @@ class OutcomeLog:
         self._position = position
         self._give_up_s = give_up_s
         self._interval_s = interval_s
-        self._last_start = 0.0
+        self._last_start = -math.inf
         self._waiting: deque[Outcome] = deque()
         self._sending: list[Outcome] = []
         # Which tracker counts it as finished: an outcome that is sent again was claimed before,

@@ -21,6 +21,7 @@ from observability.instruments import (
     TOKEN_USAGE,
 )
 from stream_workers.coalescer import Coalescer
+from stream_workers.routing import Route
 
 
 @dataclass
@@ -39,8 +40,9 @@ class Progress:
     """All completions of a request, over its attempts. Moments are of the monotonic clock.
 
     ``resumed`` tokens came from an earlier owner; ``cached`` ones of the prompt from the prefix
-    cache, most recently. Chunks are gathered ``gather`` times longer. ``delivery`` ends when the
-    broker has the last chunk sent, and so, in order, every one before it.
+    cache, most recently. ``route``: where the last attempt went. Chunks are gathered ``gather``
+    times longer. ``delivery`` ends when the broker has the last chunk sent, and so, in order, every
+    one before it.
     """
 
     epoch: int
@@ -56,6 +58,7 @@ class Progress:
     last_s: float | None = None
     delivery: Awaitable[object] | None = None
     on_first_token: Callable[[float], None] | None = None
+    route: Route | None = None
 
     @property
     def tokens(self) -> int:
@@ -124,6 +127,7 @@ def result_of(
             total_ms=(end - received_s) * 1000,
         ),
         metadata=request.metadata,
+        assignment=None if progress.route is None else progress.route.assignment,
     )
 
 

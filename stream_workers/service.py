@@ -25,29 +25,39 @@ from infra.contracts.catalogue import (
     REQUESTS,
     REQUESTS_BATCH,
     RESULTS,
+    SHADOW,
     WORKERS,
 )
 from infra.contracts.codec import decode, encode, event_headers
-from infra.contracts.config_keys import WorkerConfig
 from infra.contracts.errors import ConfigurationError, ContractError, FatalError
-from infra.contracts.events import GenerationCancellation, WorkerStatusReported
+from infra.contracts.events import (
+    Event,
+    GenerationCancellation,
+    GenerationRequest,
+    ShadowCompared,
+    WorkerStatusReported,
+)
 from infra.registry.client import RegistryWatcher
-from infra.registry.config import ConfigWatcher
 from infra.registry.store import ArtifactStore
-from infra.settings import KafkaSettings, Settings, WorkerSettings
-from stream_workers.admission import Limits, Scheduler
+from infra.registry.workers import WorkersWatcher
+from infra.settings import KafkaSettings, Settings
+from stream_workers.admission import Scheduler
 from stream_workers.app import FeedbackJoin, aiokafka_options, faust_app
 from stream_workers.coalescer import crowding
+from stream_workers.configuration import Configuration, config_watcher
 from stream_workers.dispatcher import Dispatcher, DispatchOptions
 from stream_workers.engine import Engine, EngineDead
 from stream_workers.handler import HandlerOptions, RequestHandler
 from stream_workers.health import HealthServer, Phase, Vitals
 from stream_workers.outcomes import INTERVAL_S, OutcomeLog
+from stream_workers.plan import version_name
 from stream_workers.recovery import recover
+from stream_workers.routing import Route
+from stream_workers.shadow import Shadow
 from stream_workers.sink import KafkaSink
-from stream_workers.slack import BatchPolicy, BatchWindow
+from stream_workers.slack import BatchWindow
 from stream_workers.transactions import Outgoing, TransactionalProducer
-from stream_workers.versions import VersionSwitcher, version_name, wait_for_stable
+from stream_workers.versions import VersionSwitcher, wait_for_plan
 
 ENGINE_WATCH_S = 0.5
 GC_THRESHOLD = 20_000
@@ -74,6 +84,7 @@ def build_engine(
             version=version,
             max_model_len=worker.max_model_len or 2048,
             token_interval_s=token_interval_s,
+            max_adapters=worker.max_adapters,
         )
     from stream_workers.engine_vllm import VllmEngine, VllmOptions
 
@@ -85,32 +96,39 @@ def build_engine(
             max_model_len=worker.max_model_len,
             kv_cache_gb=worker.kv_cache_gb,
             gpu_memory_utilization=worker.gpu_memory_utilization,
+            max_adapters=worker.max_adapters,
+            max_adapter_rank=worker.max_adapter_rank,
             pin_cores=worker.pin_cores,
         )
     )
 
 
-class StatusPublisher:
-    """Publishes worker statuses; a lost one is logged, as the next one replaces it."""
+class EventPublisher:
+    """Publishes what a lost record of does little harm, without waiting; a loss is logged."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: Publisher, worker_id: str) -> None:
         self._publisher = publisher
+        self._source = f"worker/{worker_id}"
 
-    def __call__(self, status: WorkerStatusReported) -> None:
+    def status(self, status: WorkerStatusReported) -> None:
+        """Which versions this worker has; the next one replaces it."""
+        self._publish(WORKERS.name, status.worker_id, status)
+
+    def shadow(self, compared: ShadowCompared) -> None:
+        """A candidate's answer to a copy."""
+        self._publish(SHADOW.name, compared.request_id, compared)
+
+    def _publish(self, topic: str, key: str, event: Event) -> None:
+        headers = event_headers(event, event_id=str(uuid.uuid4()), source=self._source)
         future = self._publisher.publish(
-            WORKERS.name,
-            key=status.worker_id.encode(),
-            value=encode(status),
-            headers=event_headers(
-                status, event_id=str(uuid.uuid4()), source=f"worker/{status.worker_id}"
-            ),
+            topic, key=key.encode(), value=encode(event), headers=headers
         )
         future.add_done_callback(_log_failure)
 
 
 def _log_failure(future: Future[RecordPosition]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
-        _LOG.warning("worker status was not published: %s", error)
+        _LOG.warning("an event of this worker was not published: %s", error)
 
 
 def joint_partitions(bus: Bus) -> int:
@@ -141,80 +159,6 @@ async def _follow_cancellations(bus: Bus, dispatcher: Dispatcher) -> None:
         reader.close()
 
 
-OWN_PACKAGES = ("infra", "observability", "stream_workers")
-"""Whose messages ``worker.log_level`` thins out; other libraries' levels are their own."""
-
-
-class Configuration:
-    """Dynamic settings as the parts of a worker take them. Static settings are the defaults.
-
-    What is set for this worker (``workers.<worker-id>.*``) comes before ``worker.*``.
-    """
-
-    def __init__(self, settings: WorkerSettings, watcher: ConfigWatcher) -> None:
-        self._settings = settings
-        self._watcher = watcher
-
-    @property
-    def worker(self) -> WorkerConfig:
-        """The settings of this worker."""
-        return self._watcher.state.for_worker(self._settings.worker_id)
-
-    @property
-    def limits(self) -> Limits:
-        """For the scheduler."""
-        worker = self.worker
-        return Limits(
-            max_inflight_tokens=worker.max_inflight_tokens,
-            max_waiting=worker.max_waiting,
-            tenant=self._watcher.state.tenant,
-        )
-
-    @property
-    def batch(self) -> BatchPolicy:
-        """For the batch window."""
-        state = self._watcher.state
-        return BatchPolicy(
-            max_tokens=self.worker.max_inflight_tokens,
-            enabled=state.batch.enabled,
-            ttft_factor=state.batch.ttft_factor,
-            ttft_slack_s=state.batch.ttft_slack_s,
-            max_kv_usage=state.batch.max_kv_usage,
-        )
-
-    async def follow(
-        self,
-        handler: RequestHandler[Outgoing],
-        scheduler: Scheduler[Any],
-        window: BatchWindow,
-    ) -> None:
-        """Apply what is in force, then every change until cancelled."""
-        while True:
-            worker = self.worker
-            for package in OWN_PACKAGES:
-                logging.getLogger(package).setLevel(worker.log_level)
-            handler.chunk_interval_s = worker.chunk_interval_s
-            handler.chunk_max_tokens = worker.chunk_max_tokens
-            scheduler.reconfigure(self.limits)
-            window.reconfigure(self.batch)
-            while not (changed := await asyncio.to_thread(self._watcher.poll, 1.0)):
-                pass
-            _LOG.info("settings changed: %s", ", ".join(changed))
-
-
-def _config_watcher(bus: Bus, worker: WorkerSettings) -> ConfigWatcher:
-    watcher = ConfigWatcher(
-        bus,
-        {
-            "worker.chunk_interval_s": worker.chunk_interval_s,
-            "worker.chunk_max_tokens": worker.chunk_max_tokens,
-            "worker.max_inflight_tokens": worker.max_inflight_tokens,
-        },
-    )
-    watcher.catch_up()
-    return watcher
-
-
 async def run_worker(
     settings: Settings,
     kafka: KafkaSettings,
@@ -241,15 +185,19 @@ async def run_worker(
         stack.callback(watcher.close)
         publisher = bus.publisher(client_id=worker_id)
         stack.push_async_callback(asyncio.to_thread, publisher.close)
-        configuring = await asyncio.to_thread(_config_watcher, bus, options)
+        configuring = await asyncio.to_thread(config_watcher, bus, options)
         stack.callback(configuring.close)
-        stable = await _unless(stop, wait_for_stable(watcher, options.model))
-        if stable is None:
+        workers = WorkersWatcher(bus)
+        stack.callback(workers.close)
+        await asyncio.to_thread(workers.catch_up)
+        plan = await _unless(stop, wait_for_plan(watcher, options.model))
+        if plan is None:
             return
         store = ArtifactStore(settings.artifacts)
-        path = await asyncio.to_thread(store.resolve, stable)
-        _LOG.info("building the %s engine for %s", kind, version_name(stable))
-        engine = build_engine(kind, settings, path, version_name(stable), token_interval_s)
+        path = await asyncio.to_thread(store.resolve, plan.base)
+        base = version_name(plan.base)
+        _LOG.info("building the %s engine for %s", kind, base)
+        engine = build_engine(kind, settings, path, base, token_interval_s)
         stack.push_async_callback(engine.close)
         failure: asyncio.Future[None] = loop.create_future()
 
@@ -271,16 +219,33 @@ async def run_worker(
             datadir=settings.home / "worker",
             stored=producer.committed,
         )
+        events = EventPublisher(publisher, worker_id)
         switcher = VersionSwitcher(
             engine=engine,
             store=store,
             watcher=watcher,
-            serving=stable,
+            workers=workers,
+            base=plan.base,
+            path=path,
             worker_id=worker_id,
-            report=StatusPublisher(publisher),
+            report=events.status,
             in_flight=lambda: handler.in_flight,
             now_ms=_now_ms,
+            max_adapter_rank=options.max_adapter_rank,
         )
+        shadow = Shadow(
+            engine=engine,
+            publish=events.shadow,
+            worker_id=worker_id,
+            now_ms=_now_ms,
+            monotonic_s=time.monotonic,
+        )
+        stack.push_async_callback(shadow.close)
+        configuration = Configuration(options, configuring)
+
+        def route(request: GenerationRequest) -> Route:
+            return switcher.routing.route(request, configuration.participation(request.tenant))
+
         sink = KafkaSink(
             LazyProducer(app),
             prefix=kafka.topic_prefix,
@@ -299,11 +264,12 @@ async def run_worker(
                 chunk_max_tokens=configuring.state.worker.chunk_max_tokens,
                 retries=options.engine_retries,
             ),
-            serving=switcher.serving,
+            route=route,
+            settle=configuration.settle,
+            shadow=shadow,
             now_ms=_now_ms,
             monotonic_s=time.monotonic,
         )
-        configuration = Configuration(options, configuring)
         window = BatchWindow(configuration.batch, time.monotonic())
         scheduler: Scheduler[Any] = Scheduler(configuration.limits)
         dispatcher = Dispatcher(
@@ -357,6 +323,7 @@ async def run_worker(
             stack.push_async_callback(health.stop)
             _LOG.info("health at http://%s:%d/readyz", options.health_host, health.port)
         switcher.announce("starting")
+        await switcher.begin(plan)
         # What was made so far stays: a collection need not look at it again and again.
         gc.collect()
         gc.freeze()

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from infra.contracts.events import Unit
+
 Limit = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Participation = Literal["split", "stable", "candidate"]
 Strategy = Literal["direct", "canary", "shadow"]
-Unit = Literal["user", "tenant", "conversation"]
 Metric = Literal["rating", "score", "edit"]
 AtEnd = Literal["hold", "rollback", "promote"]
 

@@ -48,7 +48,7 @@ class Engines:
         if self._vllm is None:
             self._vllm = build_vllm(weights)
         for version in self._vllm.adapters:
-            await self._vllm.unload_adapter(version)
+            await self._vllm.unload_adapter(version, "drain")
         if self._vllm.version != "default@1":
             await self._vllm.switch(str(weights.first), "default@1", "keep")
         return self._vllm

@@ -15,7 +15,7 @@ from infra.registry.config import ConfigWatcher, publish_config
 from infra.settings import WorkerSettings
 from infra.testing import InMemoryBus
 from stream_workers.admission import Limits
-from stream_workers.service import OWN_PACKAGES, Configuration, _config_watcher
+from stream_workers.configuration import OWN_PACKAGES, Configuration, config_watcher
 from stream_workers.slack import BatchPolicy
 
 NAME = "host-1.example.com-77"
@@ -56,7 +56,7 @@ async def test_what_is_set_for_a_worker_comes_before_what_is_set_for_all() -> No
     settings = WorkerSettings(worker_id=NAME, chunk_max_tokens=8)
     say("worker.log_level", '"WARNING"')
     say(f"workers.{NAME}.chunk_interval_s", "0.5")
-    configuration = Configuration(settings, _config_watcher(bus, settings))
+    configuration = Configuration(settings, config_watcher(bus, settings))
     handler = SimpleNamespace(chunk_interval_s=9.0, chunk_max_tokens=9)
     scheduler, window = Part(), Part()
     task = asyncio.ensure_future(configuration.follow(handler, scheduler, window))  # type: ignore[arg-type]

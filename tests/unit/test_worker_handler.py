@@ -24,6 +24,7 @@ from infra.contracts.events import (
 from stream_workers.engine import Emitted, EngineDead
 from stream_workers.engine_memory import MemoryEngine
 from stream_workers.handler import HandlerOptions, RequestHandler, Resumption
+from stream_workers.routing import Route
 
 
 class ListSink:
@@ -71,7 +72,7 @@ def record(value: bytes | None, offset: int = 0) -> Record:
 def handler(engine: MemoryEngine, sink: ListSink) -> RequestHandler[str]:
     return RequestHandler(
         engine=engine, sink=sink, options=HandlerOptions(worker_id="w", model="default"),
-        serving=lambda: engine.version, now_ms=now_ms, monotonic_s=time.monotonic,
+        route=lambda _: Route(version=engine.version), now_ms=now_ms, monotonic_s=time.monotonic,
     )  # fmt: skip
 
 
