@@ -158,30 +158,50 @@ class Deployment:
         self._admin = KafkaAdminClient(**client_options(self.kafka))
         self._partitions: dict[str, int] = {}
         self._started = 0
+        self._revision = 0
 
-    def publish_model(self, directory: Path | None = None) -> None:
-        """Make the files of ``directory`` version 1 of ``default``; by default a dummy's."""
+    def publish_model(
+        self, directory: Path | None = None, *, version: str = "1", base: str | None = None
+    ) -> None:
+        """Publish the files of ``directory`` (by default a dummy's) as a version of ``default``.
+
+        With a ``base`` they are its adapter's. The first version is also made the stable one.
+        """
         if directory is None:
             directory = self.stage.home / "dummy"
             directory.mkdir(exist_ok=True)
             (directory / "weights").write_text("none")
         folder = self.stage.home / self.kafka.topic_prefix / "artifacts"
-        uri, manifest = ArtifactStore(folder).put(directory, model="default", version="1")
+        uri, manifest = ArtifactStore(folder).put(directory, model="default", version=version)
         publisher = self.bus.publisher(client_id="benchmark")
         publish_version(
             publisher,
             ModelVersionPublished(
                 model="default",
-                version="1",
-                kind="full",
+                version=version,
+                kind="full" if base is None else "lora",
                 artifact_uri=uri,
                 manifest=manifest,
                 created_at_ms=1,
+                base=base,
             ),
         )
+        publisher.close()
+        if not self._revision:
+            self.serve(version)
+
+    def serve(self, version: str) -> None:
+        """Make it the stable version."""
+        self._revision += 1
+        publisher = self.bus.publisher(client_id="benchmark")
         publish_rollout(
             publisher,
-            RolloutChanged(model="default", revision=1, stable="1", changed_at_ms=1),
+            RolloutChanged(
+                model="default",
+                revision=self._revision,
+                stable=version,
+                changed_at_ms=time.time_ns() // 1_000_000,
+            ),
         )
         publisher.close()
 

@@ -99,11 +99,12 @@ class Engine(Protocol):
         version: str,
         *,
         emitted: Emitted | None = None,
+        urgent: bool = False,
     ) -> AsyncIterator[EngineOutput]:
         """Deltas of ``sampling.n`` completions, each ending with a ``finish_reason``.
 
         ``version`` chooses a loaded adapter; anything else means the weights. Each output says what
-        made it.
+        made it. An ``urgent`` request comes before all that wait for their first token.
 
         The iterator ends after the last completion; closing it early frees the request. With
         ``emitted`` the answer goes on where another engine left it: the new deltas continue

@@ -80,8 +80,9 @@ class MemoryEngine:
         version: str,
         *,
         emitted: Emitted | None = None,
+        urgent: bool = False,
     ) -> AsyncIterator[EngineOutput]:
-        """See the protocol. Prompt, sampling and version decide the tokens."""
+        """See the protocol. Prompt, sampling and version decide the tokens; nothing waits."""
         count = self.check(prompt, sampling)
         await self._open.wait()
         with self._adapters.using(version, request_id) as adapter:

@@ -169,6 +169,8 @@ class VllmEngine:
             "structured_outputs_config": {"backend": "xgrammar"},
             "disable_log_stats": True,
             "seed": options.seed,
+            # Lower numbers first, and those that came first among equals.
+            "scheduling_policy": "priority",
         }
         if current_platform.is_cpu():
             share_the_cpu()
@@ -217,21 +219,27 @@ class VllmEngine:
         version: str,
         *,
         emitted: Emitted | None = None,
+        urgent: bool = False,
     ) -> Deltas:
         """See the protocol. ``version`` salts the prefix cache: KV of older weights is missed."""
         if emitted is not None:
             return self._continued(request_id, prompt, sampling, version, emitted)
         if sampling.beam_width is not None:
             return self._beams(request_id, prompt, sampling, version)
-        return self._sampled(request_id, prompt, sampling, version)
+        return self._sampled(request_id, prompt, sampling, version, urgent)
 
     async def _sampled(
-        self, request_id: str, prompt: Prompt, sampling: SamplingParameters, version: str
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling: SamplingParameters,
+        version: str,
+        urgent: bool,
     ) -> Deltas:
         token_ids, top = self._checked(prompt, sampling), sampling.logprobs
         count, unfinished = len(token_ids), sampling.n
         params = self._sampling_params(sampling, count)
-        async with self._outputs(request_id, token_ids, params, version) as outputs:
+        async with self._outputs(request_id, token_ids, params, version, urgent) as outputs:
             async for output in outputs:
                 for one in output.outputs:
                     reason = one.finish_reason
@@ -357,14 +365,21 @@ class VllmEngine:
 
     @asynccontextmanager
     async def _outputs(
-        self, request_id: str, token_ids: list[int], params: Any, version: str
+        self,
+        request_id: str,
+        token_ids: list[int],
+        params: Any,
+        version: str,
+        urgent: bool = False,
     ) -> AsyncIterator[AsyncGenerator[Any, None]]:
         """vLLM's outputs, with its errors as ours. Leaving early frees the request."""
         # A tokens input with its type is taken as it is; one without goes through a thread.
         tokens = tokens_input(token_ids, cache_salt=version)
         try:
             with self._adapters.using(version, request_id) as adapter:
-                made = self._llm.generate(tokens, params, request_id, lora_request=adapter)
+                made = self._llm.generate(
+                    tokens, params, request_id, lora_request=adapter, priority=-int(urgent)
+                )
                 async with aclosing(made) as outputs:
                     yield outputs
         except EngineDeadError as error:

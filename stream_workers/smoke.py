@@ -13,7 +13,7 @@ from stream_workers.engine import Engine, EngineGenerateError, SwitchFailed
 PROMPT = "The"
 TOKENS = 4
 TIMEOUT_S = 30.0
-"""Beside full traffic; a small model takes milliseconds."""
+"""Where every place in the engine is taken, until one of the requests there has ended."""
 
 
 async def smoke(engine: Engine, version: str, timeout_s: float = TIMEOUT_S) -> None:
@@ -28,7 +28,7 @@ async def smoke(engine: Engine, version: str, timeout_s: float = TIMEOUT_S) -> N
     request_id = f"smoke-{uuid.uuid4()}"
     try:
         async with asyncio.timeout(timeout_s):
-            async for output in engine.generate(request_id, PROMPT, sampling, version):
+            async for output in engine.generate(request_id, PROMPT, sampling, version, urgent=True):
                 count += len(output.token_ids)
                 wrong = wrong or not all(math.isfinite(one.logprob) for one in output.logprobs)
                 if output.version != version:

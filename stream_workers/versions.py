@@ -125,6 +125,11 @@ class VersionSwitcher:
         """The full name of the version that answers whoever takes part in no experiment."""
         return self.routing.serving
 
+    @property
+    def failure(self) -> str | None:
+        """Why the last rollout could not be followed; ``None``: it was."""
+        return self._failure
+
     def announce(self, state: WorkerState) -> None:
         """Publish what is served now."""
         self._state = state
