@@ -138,7 +138,7 @@ def _parsed(name: str, value: Any) -> Any:
 class BootstrapSettings(_Section):
     """The embedded default model, built once on this machine."""
 
-    seconds: float = Field(default=150.0, gt=0)
+    seconds: float = Field(default=120.0, gt=0)
     hidden_size: int = 256
     layers: int = 4
     heads: int = 4

@@ -129,7 +129,11 @@ def packed(blocks: Sequence[Block], batch_size: int) -> Task:
 
 
 class Budget:
-    """How much of a run is spent, and the learning-rate factor there. Starts at first use."""
+    """How much of a run is spent, and the learning-rate factor there. Starts at first use.
+
+    Of a model that is compiled, the first step is not counted: compiling takes half a minute, and
+    minutes on a busy machine, and would leave no time to learn in.
+    """
 
     def __init__(self, plan: TrainingPlan, clock: Clock) -> None:
         self._plan = plan
@@ -144,6 +148,12 @@ class Budget:
         if self._start is None:
             self._start = now
         return now - self._start
+
+    def stepped(self, steps: int) -> None:
+        """So many steps are done."""
+        if self._plan.compile and not self.steps:
+            self._start = self._clock()
+        self.steps = steps
 
     @property
     def fraction(self) -> float:
@@ -287,7 +297,7 @@ class _Follower(TrainerCallback):  # type: ignore[misc]
         self._losses: list[tuple[int, float]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._budget.steps = state.global_step
+        self._budget.stepped(state.global_step)
         stopped = self._stop is not None and self._stop.is_set()
         if stopped or self._budget.fraction >= 1.0:
             control.should_training_stop = True
