@@ -6,7 +6,7 @@ are the catalogue's; an adapter adds the deployment's prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
@@ -203,3 +203,33 @@ def read_to_end(
     finally:
         reader.close()
     return found
+
+
+def read_since(
+    bus: Bus, topic: str, timestamp_ms: int, *, silence_s: float = 60.0, poll_s: float = 0.2
+) -> Iterator[Record]:
+    """Records written at or after a moment, up to the topic's present end; without a group.
+
+    Partition by partition in order. Holds one poll's records. Raises FatalError when nothing comes
+    for ``silence_s`` and the end is not reached.
+    """
+    starts, ends = bus.offsets_since(topic, timestamp_ms), bus.end_offsets(topic)
+    left = {where: end for where, end in ends.items() if starts.get(where, end) < end}
+    if not left:
+        return
+    reader = bus.reader([topic], partitions=[where.partition for where in left])
+    try:
+        for where in left:
+            reader.seek(where, starts[where])
+        deadline = monotonic() + silence_s
+        while left := unread(reader, left):
+            found = reader.poll(poll_s, max_records=5_000)
+            if found:
+                deadline = monotonic() + silence_s
+            elif monotonic() > deadline:
+                raise FatalError(f"{topic} could not be read: nothing came for {silence_s:.0f} s")
+            for record in found:
+                if record.offset < ends[TopicPartition(record.topic, record.partition)]:
+                    yield record
+    finally:
+        reader.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from infra.contracts.bus import Bus, Reader, Record, TopicPartition, read_to_end
+from infra.contracts.bus import Bus, Reader, Record, TopicPartition, read_since, read_to_end
 from infra.contracts.catalogue import FEEDBACK, REGISTRY
 from infra.contracts.errors import ConfigurationError
 from infra.testing import InMemoryBus
@@ -150,6 +150,18 @@ def test_offsets_are_found_by_time(bus: Bus) -> None:
     assert bus.offsets_since(TOPIC, first.timestamp_ms)[where] == 0
     later = bus.offsets_since(TOPIC, first.timestamp_ms + 3_600_000)
     assert later == bus.end_offsets(TOPIC)
+
+
+def test_a_topic_is_read_from_a_moment_to_its_present_end(bus: Bus) -> None:
+    publish(bus, b"1", b"2")
+    publish(bus, b"3", key=b"another")
+    first = min(record.timestamp_ms for record in read_to_end(bus, TOPIC))
+    records = read_since(bus, TOPIC, first)
+    seen = [next(records).value]
+    publish(bus, b"4")
+    seen += [record.value for record in records]
+    assert sorted(value or b"" for value in seen) == [b"1", b"2", b"3"]
+    assert list(read_since(bus, TOPIC, first + 3_600_000)) == []
 
 
 def test_end_offsets_count_every_partition(bus: Bus) -> None:
