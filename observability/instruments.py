@@ -78,6 +78,11 @@ SWITCH_PAUSE: Histogram = _METER.create_histogram(
     description="How long no token could be produced while a version was switched.",
     explicit_bucket_boundaries_advisory=TOKEN_SECONDS,
 )
+SHADOWED: Counter = _METER.create_counter(
+    "feedloom.worker.shadowed",
+    unit="{request}",
+    description="Copies that a candidate was to answer, by outcome: answered, failed, left out.",
+)
 FEEDBACK_EXAMPLES: Counter = _METER.create_counter(
     "feedloom.trainer.examples",
     unit="{example}",
@@ -128,4 +133,47 @@ WIN_RATE = _METER.create_gauge(
     "feedloom.trainer.win_rate",
     unit="1",
     description="Share of held-out prompts answered better than by the parent, by version.",
+)
+ROLLOUT_REQUESTS = _METER.create_gauge(
+    "feedloom.rollout.requests",
+    unit="{request}",
+    description="Requests of a canary so far, by arm.",
+)
+ROLLOUT_ERRORS = _METER.create_gauge(
+    "feedloom.rollout.errors", unit="{request}", description="Those of them that failed."
+)
+ROLLOUT_LABELS = _METER.create_gauge(
+    "feedloom.rollout.labels",
+    unit="{answer}",
+    description="Answers of a canary so far whose feedback counts, by arm.",
+)
+ROLLOUT_OUTCOME = _METER.create_gauge(
+    "feedloom.rollout.outcome",
+    unit="1",
+    description="Mean of the metric that decides a canary, 0 to 1, by arm.",
+)
+ROLLOUT_TTFT = _METER.create_gauge(
+    "feedloom.rollout.time_to_first_token",
+    unit="s",
+    description="Geometric mean over a canary so far, by arm.",
+)
+ROLLOUT_ITL = _METER.create_gauge(
+    "feedloom.rollout.time_per_output_token",
+    unit="s",
+    description="Geometric mean over a canary so far, by arm.",
+)
+ROLLOUT_TOKENS = _METER.create_gauge(
+    "feedloom.rollout.output_tokens",
+    unit="{token}",
+    description="Mean of an answer over a canary so far, by arm.",
+)
+ROLLOUT_DECISIONS: Counter = _METER.create_counter(
+    "feedloom.rollout.decisions",
+    unit="{decision}",
+    description="Published decisions on canaries, by verdict and whether it was carried out.",
+)
+ROLLOUT_ALARMS: Counter = _METER.create_counter(
+    "feedloom.rollout.alarms",
+    unit="{alarm}",
+    description="Signs that a candidate pleases without being better, by alarm: edits, length.",
 )

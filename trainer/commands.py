@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from infra.registry.rollout_commands import pin, promote, rollback, status, unpin
+from infra.registry.rollout_commands import (
+    canary,
+    pin,
+    promote,
+    rollback,
+    shadow,
+    status,
+    unpin,
+)
 from trainer.pretrain_command import pretrain
 from trainer.round_options import read_options, round_options
 from trainer.version_commands import diff, evaluate, lineage, list_versions, show, verify
@@ -48,7 +56,7 @@ def bootstrap(force: bool, no_register: bool, quiet: bool) -> None:
 
 for command in (
     *(list_versions, show, diff, lineage, verify, evaluate),
-    *(promote, rollback, pin, unpin, status),
+    *(promote, canary, shadow, rollback, pin, unpin, status),
 ):
     models.add_command(command)
 

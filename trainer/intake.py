@@ -79,10 +79,11 @@ def awaiting_rollout(state: RegistryState, model: str) -> ModelVersionPublished 
     """The newest child of the stable version that passed its gate since the last rollout.
 
     A trainer that died between publishing it and rolling it out left it so. One that is older than
-    the last rollout was passed over, or rolled back, by somebody. Of a pinned model none awaits.
+    the last rollout was passed over, or rolled back, by somebody. Of a pinned model none awaits,
+    and none while another is being tried: what came meanwhile is learnt again by the next round.
     """
     current = state.rollout(model)
-    if current is None or current.pinned:
+    if current is None or current.pinned or current.candidate is not None:
         return None
     passed = [
         version
@@ -203,6 +204,24 @@ class FeedbackIntake:
             self._examples.clear()
             self._links.clear()
 
+    def go_back(self, used: Mapping[TopicPartition, int]) -> None:
+        """Take back what lies above these offsets: what had learnt from it was withdrawn.
+
+        It is read again, up to the topic's end, and is in the next batch. A round starts by what
+        is newer, as before. Raises FatalError when the topic cannot be read.
+        """
+        back = {
+            position: used.get(position, 0)
+            for position, before in self._used.items()
+            if used.get(position, 0) < before
+        }
+        if not back:
+            return
+        self._used.update(back)
+        for position, offset in back.items():
+            self._reader.seek(position, offset)
+        self.catch_up()
+
     def close(self) -> None:
         """Let go of the connections."""
         self._reader.close()
@@ -219,8 +238,8 @@ class FeedbackIntake:
         try:
             example = codec.decode(record.value, FeedbackExample)
         except ContractError as error:
-            # One that an earlier round passed over is there already.
-            if record.offset >= self._tried.get(position, 0):
+            # One that an earlier round passed over, or that is read again, is there already.
+            if record.offset >= max(self._tried.get(position, 0), self._next.get(position, 0)):
                 self._dead_letter(record, error)
             return
         if example.model != self._model:

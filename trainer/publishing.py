@@ -1,4 +1,4 @@
-"""Publishes a trained version once, and rolls it out if it passed the gate."""
+"""Publishes a trained version once, and lets it serve, or be tried, if it passed the gate."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.contracts.bus import Publisher
+from infra.contracts.config_keys import RolloutConfig
 from infra.contracts.events import (
     GateDecision,
     Lineage,
@@ -17,9 +18,11 @@ from infra.contracts.events import (
 from infra.registry.client import publish_rollout, publish_version
 from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore
-from infra.registry.transitions import promoted
+from infra.registry.transitions import IllegalTransition, promoted, tried
 
 log = logging.getLogger(__name__)
+
+ACTOR = "feedloom/trainer"
 
 
 def published_from(
@@ -76,26 +79,51 @@ def publish(
 
 
 def roll_out(
-    version: ModelVersionPublished, *, state: RegistryState, publisher: Publisher, reason: str
+    version: ModelVersionPublished,
+    *,
+    state: RegistryState,
+    publisher: Publisher,
+    reason: str,
+    config: RolloutConfig | None = None,
 ) -> RolloutChanged | None:
-    """Make a version the stable one, unless it already is; ``None``: the model is pinned.
+    """Let a version serve: everybody, or whom ``config`` says, beside the stable one.
 
-    Raises IllegalTransition for a version that its gate rejected.
+    Without ``config``, and where nothing is stable yet, it becomes the stable one. The rollout in
+    which it is stable, or is tried; ``None``: in none, as the model is pinned, another version is
+    being tried, or this one cannot be. The log says which.
+
+    Raises IllegalTransition for a version that may not serve everybody, if it was to.
     """
-    current = state.rollout(version.model)
-    if current is not None and current.stable == version.version:
+    current, name = state.rollout(version.model), version.version
+    if current is not None and current.stable == name:
         return current
     if current is not None and current.pinned:
         log.info("%s is pinned to %s: not rolled out", version.model, current.stable)
         return None
-    event = promoted(
-        state,
-        version.model,
-        version.version,
-        now_ms=time.time_ns() // 1_000_000,
-        actor="feedloom/trainer",
-        reason=reason,
-    )
+    now_ms = time.time_ns() // 1_000_000
+    if current is None or config is None or config.strategy == "direct":
+        event = promoted(state, version.model, name, now_ms=now_ms, actor=ACTOR, reason=reason)
+    elif current.candidate == name:
+        return current
+    else:
+        try:
+            event = tried(
+                state,
+                version.model,
+                name,
+                mode=config.strategy,
+                weight=config.weight,
+                unit=config.unit,
+                now_ms=now_ms,
+                actor=ACTOR,
+                reason=reason,
+            )
+        except IllegalTransition as error:
+            log.warning(
+                "no %s of %s@%s, which serves nobody yet: %s",
+                *(config.strategy, version.model, name, error),
+            )
+            return None
     publish_rollout(publisher, event)
     state.apply(event)
     return event

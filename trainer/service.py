@@ -86,7 +86,7 @@ class TrainerService:
         try:
             watcher.catch_up()
             configuration.catch_up()
-            self._finish_rollout(watcher, publisher)
+            self._finish_rollout(watcher, configuration, publisher)
             state = watcher.state
             rate = LiveWinRate()
             schedule = Schedule(self._settings.trainer.schedule, last_s=self._last_round_s(state))
@@ -99,6 +99,7 @@ class TrainerService:
                 measures=lambda one: self._measures(one, self._config(configuration)),
                 rate=rate,
             )
+            counted = self._in_use(state)
             if now:
                 intake.catch_up()
                 self._forget(intake)
@@ -111,6 +112,11 @@ class TrainerService:
                 watcher.poll(0.0)
                 configuration.poll(0.0)
                 config = self._config(configuration)
+                before, counted = counted, self._in_use(watcher.state)
+                if before - counted:
+                    gone = ", ".join(sorted(before - counted))
+                    log.info("%s serves no more: its feedback is learnt again", gone)
+                    intake.go_back(next_offsets(in_use(watcher.state, self._model)))
                 rate.follow(self._serving(watcher.state))
                 why = "manual" if now else _due(intake, rate, schedule, config)
                 if why is None:
@@ -118,11 +124,14 @@ class TrainerService:
                 now = False
                 log.info("a round begins, by %s", why)
                 try:
-                    learnt = self._round(intake.batch(), config, watcher, publisher, why=why)
+                    learnt = self._round(
+                        intake.batch(), config, watcher, configuration, publisher, why=why
+                    )
                 except TrainingStopped:
                     log.info("stopped; the feedback is read again next time")
                     return
                 intake.settle(learnt=learnt)
+                counted = self._in_use(watcher.state)
                 schedule.ran(time.time())
                 if once:
                     return
@@ -146,6 +155,10 @@ class TrainerService:
         for report in forget(self._settings.runs, self._model, intake.take_forgotten()):
             log.info("%s is removed: it showed feedback that was to be forgotten", report)
 
+    def _in_use(self, state: RegistryState) -> set[str]:
+        """The versions whose feedback need not be learnt again."""
+        return {version.version for version in in_use(state, self._model)}
+
     def _serving(self, state: RegistryState) -> str | None:
         version = state.stable(self._model)
         return None if version is None else f"{self._model}@{version.version}"
@@ -155,21 +168,24 @@ class TrainerService:
         moments = [version.created_at_ms for version in state.versions(self._model)]
         return max(moments) / 1000 if moments else time.time()
 
-    def _finish_rollout(self, watcher: RegistryWatcher, publisher: Publisher) -> None:
+    def _finish_rollout(
+        self, watcher: RegistryWatcher, configuration: ConfigWatcher, publisher: Publisher
+    ) -> None:
         version = awaiting_rollout(watcher.state, self._model)
         if version is not None:
-            self._roll_out(version, watcher, publisher)
+            self._roll_out(version, watcher, configuration, publisher)
 
     def _round(
         self,
         batch: Batch,
         config: TrainerConfig,
         watcher: RegistryWatcher,
+        configuration: ConfigWatcher,
         publisher: Publisher,
         *,
         why: str,
     ) -> bool:
-        """Whether the feedback is in a version that serves from now on, or is of no use."""
+        """Whether the feedback is in a version that serves or is tried, or is of no use."""
         if not batch.examples:
             log.info("no feedback that is not learnt from")
             return True
@@ -201,7 +217,7 @@ class TrainerService:
                 return False
             if self._stop.wait(self._settings.trainer.rollout_delay_s):
                 raise TrainingStopped  # the next start finishes the rollout
-            return self._roll_out(version, watcher, publisher)
+            return self._roll_out(version, watcher, configuration, publisher)
 
     def _train(
         self,
@@ -275,11 +291,23 @@ class TrainerService:
             )
 
     def _roll_out(
-        self, version: ModelVersionPublished, watcher: RegistryWatcher, publisher: Publisher
+        self,
+        version: ModelVersionPublished,
+        watcher: RegistryWatcher,
+        configuration: ConfigWatcher,
+        publisher: Publisher,
     ) -> bool:
-        """Whether it serves from now on."""
-        reason = reasons(version.gate) if version.gate is not None else "published"
-        current = roll_out(version, state=watcher.state, publisher=publisher, reason=reason)
+        """Whether it serves, or is tried, from now on."""
+        # A round is long: what was changed meanwhile must not be undone.
+        watcher.catch_up()
+        configuration.catch_up()
+        current = roll_out(
+            version,
+            state=watcher.state,
+            publisher=publisher,
+            reason=reasons(version.gate) if version.gate is not None else "published",
+            config=configuration.state.rollout,
+        )
         return current is not None
 
     def _train_shards(self) -> list[Path]:

@@ -11,7 +11,7 @@ import click
 @click.command()
 @click.option("--quiet", is_flag=True, help="No progress, only problems.")
 def up(quiet: bool) -> None:
-    """Run broker, worker and trainer in the foreground; Ctrl-C drains and stops them all."""
+    """Run broker, worker, trainer and rollout controller; Ctrl-C drains and stops them all."""
     from infra.local.platform import LocalPlatform
     from infra.settings import load_settings
 

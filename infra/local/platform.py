@@ -1,6 +1,7 @@
 """The whole platform on this machine, brought up in order and taken down in reverse.
 
-Broker (unless the settings name one), topics, the embedded default model, a worker, a trainer.
+Broker (unless the settings name one), topics, the embedded default model, a worker, a trainer,
+the rollout controller.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Say = Callable[[str], None]
 
 
 class LocalPlatform:
-    """Context manager around broker, worker and trainer. ``say`` is told of each step."""
+    """Context manager around the broker and its services. ``say`` is told of each step."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class LocalPlatform:
         return self._watch
 
     def check(self) -> None:
-        """Raise ChildStopped if the worker or the trainer has ended."""
+        """Raise ChildStopped if the worker, the trainer or the rollout controller has ended."""
         assert self._supervisor is not None, "start() first"
         self._supervisor.check()
 
@@ -82,6 +83,7 @@ class LocalPlatform:
         self._supervisor.start("worker", ["worker"])
         self._bootstrap(environment)
         self._supervisor.start("trainer", ["trainer", "run"])
+        self._supervisor.start("rollouts", ["rollouts", "run"])
         model = self.settings.worker.model
         self._say(f"waiting for the worker to load {model} (log: {self.settings.logs}/worker.log)")
         seconds = self._watch.wait_for(

@@ -1,19 +1,24 @@
-"""``feedloom models promote|rollback|pin|unpin|status``: which version serves, and where."""
+"""``feedloom models promote|canary|shadow|rollback|pin|unpin|status``: what serves, and where."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
+from infra.contracts.events import Unit
 from infra.registry.state import DEFAULT_MODEL, named
 
 if TYPE_CHECKING:
+    from infra.contracts.config_keys import RolloutConfig
     from infra.contracts.events import RolloutChanged, WorkerStatusReported
     from infra.registry.state import RegistryState
+
+SILENT_MS = 35_000
+"""A ready worker reports every ten seconds; one that was not heard of for so long may be dead."""
 
 
 def _reason(function: Callable[..., None]) -> Callable[..., None]:
@@ -39,11 +44,89 @@ def promote(version: str, reason: str) -> None:
     )
 
 
+def _unit(function: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--unit",
+        type=click.Choice(get_args(Unit)),
+        help="Whose requests all get one version; else that of the running one, or rollout.unit.",
+    )(function)
+
+
+@click.command()
+@click.argument("version")
+@click.option(
+    "--weight",
+    type=click.FloatRange(min=0, max=100, min_open=True),
+    metavar="PERCENT",
+    help="Per cent of the requests, above 0 and up to 100; else rollout.weight.",
+)
+@_unit
+@_reason
+def canary(version: str, weight: float | None, unit: Unit | None, reason: str) -> None:
+    """Let VERSION answer a share of the requests, beside the stable version.
+
+    `--weight 5` is 5 %. Of full weights that share of the workers serves it. Another weight for a
+    running canary goes on with its experiment; another unit begins a new one. `feedloom rollouts
+    show` says how it does.
+    """
+    _try(version, "canary", weight, unit, reason)
+
+
+@click.command()
+@click.argument("version")
+@click.option(
+    "--share",
+    type=click.FloatRange(min=0, max=100, min_open=True),
+    metavar="PERCENT",
+    help="Per cent of the requests, above 0 and up to 100; else rollout.weight.",
+)
+@_unit
+@_reason
+def shadow(version: str, share: float | None, unit: Unit | None, reason: str) -> None:
+    """Let VERSION, an adapter, answer copies of a share of the requests; nobody is shown them.
+
+    `--share 10` is 10 %.
+    """
+    _try(version, "shadow", share, unit, reason)
+
+
+def _try(
+    version: str,
+    mode: Literal["canary", "shadow"],
+    percent: float | None,
+    unit: Unit | None,
+    reason: str,
+) -> None:
+    from infra.registry.transitions import tried
+
+    model, name = named(version)
+    config = _config()
+
+    def change(state: RegistryState, now_ms: int, actor: str) -> RolloutChanged:
+        current, chosen = state.rollout(model), unit
+        if chosen is None and current is not None and current.candidate == name:
+            # Another unit would begin a new experiment, which nobody asked for.
+            chosen = current.unit
+        return tried(
+            state,
+            model,
+            name,
+            mode=mode,
+            weight=config.weight if percent is None else percent / 100,
+            unit=chosen or config.unit,
+            now_ms=now_ms,
+            actor=actor,
+            reason=reason,
+        )
+
+    _change(change)
+
+
 @click.command()
 @_model
 @_reason
 def rollback(model: str, reason: str) -> None:
-    """Bring back the version of MODEL that was stable before; a candidate goes too.
+    """Withdraw the candidate of MODEL; without one, go back to the version that was stable before.
 
     What the withdrawn version had learnt is learnt again by the next round, from the version that
     then serves.
@@ -97,21 +180,28 @@ def status() -> None:
     if not rollouts:
         click.echo("nothing serves yet: `feedloom models bootstrap`", err=True)
     for rollout in rollouts:
-        click.echo(_rollout(rollout))
+        click.echo(describe(rollout))
+    now_ms = time.time_ns() // 1_000_000
     for worker in sorted(workers, key=lambda one: one.worker_id):
-        click.echo(_worker(worker, state))
+        click.echo(_worker(worker, state, now_ms))
     if not workers:
         click.echo("no worker has reported")
 
 
-def _rollout(rollout: RolloutChanged) -> str:
+def describe(rollout: RolloutChanged) -> str:
+    """Which versions serve whom, since when and why; several lines."""
     lines = [
         f"{rollout.model}: {rollout.stable} is stable"
         + (", pinned" if rollout.pinned else "")
         + (", after a rollback" if rollout.state == "rolled_back" else "")
     ]
     if rollout.candidate is not None:
-        lines.append(f"  candidate {rollout.candidate}, {rollout.candidate_weight:.1%} of requests")
+        whom = f"{100 * rollout.candidate_weight:.4g}% of the requests, by {rollout.unit}"
+        copies = "copies of " if rollout.state == "shadow" else ""
+        lines += [
+            f"  {rollout.candidate} is a {rollout.state}: {copies}{whom}",
+            f"  experiment {rollout.experiment}, since {_moment(rollout.started_at_ms)}",
+        ]
     who = rollout.actor or "somebody"
     why = f": {rollout.reason}" if rollout.reason else ""
     lines.append(f"  revision {rollout.revision}, {_moment(rollout.changed_at_ms)}, by {who}{why}")
@@ -121,17 +211,23 @@ def _rollout(rollout: RolloutChanged) -> str:
     return "\n".join(lines)
 
 
-def _worker(worker: WorkerStatusReported, state: RegistryState) -> str:
+def _worker(worker: WorkerStatusReported, state: RegistryState, now_ms: int) -> str:
     served = ", ".join(f"{model}@{version}" for model, version in sorted(worker.versions.items()))
     line = f"worker {worker.worker_id}: {worker.state}, {served or 'no version'}"
-    behind = [
-        model
-        for model, version in worker.versions.items()
-        if (rollout := state.rollout(model)) is not None and rollout.stable != version
+    beside = [
+        f"{model}@{version}"
+        for model, loaded in sorted(worker.loaded.items())
+        for version in loaded
+        if version != worker.versions.get(model)
     ]
-    if worker.state == "ready" and behind:
-        line += " (not the stable version)"
+    if beside:
+        line += f" and beside it {', '.join(beside)}"
+    if worker.state == "ready":
+        line += _standing(worker, state)
     line += f", reported {_moment(worker.reported_at_ms)}"
+    silent_ms = now_ms - worker.reported_at_ms
+    if worker.state == "ready" and silent_ms > SILENT_MS:
+        line += f" (silent for {_span(silent_ms)})"
     if worker.last_switch is not None:
         switch = worker.last_switch
         line += (
@@ -143,8 +239,43 @@ def _worker(worker: WorkerStatusReported, state: RegistryState) -> str:
     return line
 
 
+def _standing(worker: WorkerStatusReported, state: RegistryState) -> str:
+    """Of what a worker serves, when it is not the stable version everywhere."""
+    others = {
+        (version, rollout.candidate)
+        for model, version in worker.versions.items()
+        if (rollout := state.rollout(model)) is not None and rollout.stable != version
+    }
+    if not others:
+        return ""
+    canary = all(version == candidate for version, candidate in others)
+    return " (the canary)" if canary else " (not the stable version)"
+
+
+def _span(ms: int) -> str:
+    for length, unit in ((86_400_000, "days"), (3_600_000, "h"), (60_000, "min")):
+        if ms >= 2 * length:
+            return f"{ms // length} {unit}"
+    return f"{ms // 1000} s"
+
+
 def _moment(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _config() -> RolloutConfig:
+    """``rollout.*`` as it is in force."""
+    from infra.kafka.bus import connect
+    from infra.registry.config import ConfigWatcher
+    from infra.settings import load_settings
+
+    with connect(load_settings()) as bus:
+        watcher = ConfigWatcher(bus)
+        try:
+            watcher.catch_up()
+        finally:
+            watcher.close()
+    return watcher.state.rollout
 
 
 def _change(change: Callable[[RegistryState, int, str], RolloutChanged]) -> None:
@@ -164,4 +295,4 @@ def _change(change: Callable[[RegistryState, int, str], RolloutChanged]) -> None
         finally:
             publisher.close()
             watcher.close()
-    click.echo(_rollout(event))
+    click.echo(describe(event))

@@ -7,12 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
+from infra.contracts import codec
+from infra.contracts.events import WorkerStatusReported
+from infra.local import platform
 from infra.local.supervisor import Child, ChildStopped, Supervisor
+from infra.settings import KafkaSettings, Settings
+from infra.testing import InMemoryBus
 from infra.tether import tethered
 
 FOREVER = [sys.executable, "-c", "import time\nwhile True: time.sleep(1)"]
@@ -122,3 +128,37 @@ def test_a_tethered_command_refuses_to_start_without_its_parent() -> None:
     command = tethered(["true"])
     command[command.index(str(os.getpid()))] = "1"
     assert subprocess.run(command, check=False).returncode == (1 if sys.platform == "linux" else 0)
+
+
+def test_up_starts_every_service_once_the_model_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    class Recorder(Supervisor):
+        def start(self, name: str, arguments: Sequence[str], environment: object = None) -> Child:
+            started.append([name, *arguments])
+            return super().start(name, ["--help"])
+
+        def check(self) -> None:
+            """They only print their help."""
+
+    bus = InMemoryBus()
+    monkeypatch.setattr(platform, "Supervisor", Recorder)
+    monkeypatch.setattr(platform, "KafkaBus", lambda kafka: bus)
+    monkeypatch.setattr(platform, "apply_catalogue", lambda kafka: [])
+    monkeypatch.setattr(
+        platform.LocalPlatform, "_bootstrap", lambda *_: started.append(["bootstrap"])
+    )
+    report = WorkerStatusReported(
+        worker_id="w", state="ready", versions={"default": "1"}, reported_at_ms=1
+    )
+    bus.publisher().publish("platform.workers", key=b"w", value=codec.encode(report))
+    settings = Settings(home=tmp_path, kafka=KafkaSettings(bootstrap_servers="nowhere:1"))
+    with platform.LocalPlatform(settings, lambda line: None):
+        assert started == [
+            ["worker", "worker"],
+            ["bootstrap"],
+            ["trainer", "trainer", "run"],
+            ["rollouts", "rollouts", "run"],
+        ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -25,6 +27,7 @@ from infra.registry.client import (
     publish_rollout,
     publish_version,
 )
+from infra.registry.config import ConfigWatcher, publish_config
 from infra.registry.state import RegistryState
 from infra.registry.transitions import (
     IllegalTransition,
@@ -321,7 +324,6 @@ def test_the_newest_report_of_each_worker_counts(caplog: pytest.LogCaptureFixtur
 
 def test_the_commands_change_and_show(monkeypatch: pytest.MonkeyPatch) -> None:
     from infra.contracts import codec
-    from trainer.commands import models
 
     bus = InMemoryBus()
     for name, kind in (("1", "imported"), ("2", "passed"), ("3", "failed")):
@@ -336,14 +338,7 @@ def test_the_commands_change_and_show(monkeypatch: pytest.MonkeyPatch) -> None:
         failure="default@2: no such file",
     )
     bus.publisher().publish(catalogue.WORKERS.name, key=b"w", value=codec.encode(report))
-    monkeypatch.setattr("infra.kafka.bus.connect", lambda settings: _Lent(bus))
-
-    def run(*arguments: str) -> str:
-        result = CliRunner().invoke(models, list(arguments))
-        if result.exception is not None:
-            raise result.exception
-        return result.output
-
+    run = _commands(bus, monkeypatch)
     assert "default: 1 is stable" in run("promote", "1")
     assert "default: 2 is stable" in run("promote", "default@2", "--reason", "better")
     with pytest.raises(IllegalTransition, match="gate rejected"):
@@ -360,6 +355,98 @@ def test_the_commands_change_and_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "worker w: ready, default@1" in said
     assert "REFUSED default@2: no such file" in said
     assert "pinned" not in run("unpin")
+
+
+def test_a_version_is_tried_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = InMemoryBus()
+    for name in "123":
+        event = version(name, base="1" if name == "3" else None)
+        publish_version(bus.publisher(), msgspec.structs.replace(event, model="default"))
+    run = _commands(bus, monkeypatch)
+    run("promote", "1")
+    said = run("canary", "2", "--weight", "5", "--reason", "a look")
+    assert "default: 1 is stable\n  2 is a canary: 5% of the requests, by user\n" in said
+    assert "  experiment default@2#2, since 2" in said
+    assert ": a look" in said
+    assert said in run("status")
+    said = run("canary", "2", "--weight", "0.25", "--unit", "tenant")
+    assert "2 is a canary: 0.25% of the requests, by tenant\n  experiment default@2#3" in said
+    # Another weight alone goes on, whatever rollout.unit says.
+    said = run("canary", "2", "--weight", "100")
+    assert "2 is a canary: 100% of the requests, by tenant\n  experiment default@2#3" in said
+    with pytest.raises(IllegalTransition, match="2 is the candidate"):
+        run("canary", "3")
+    assert "1 is stable, after a rollback" in run("rollback")
+
+    watcher = ConfigWatcher(bus)
+    for key, value in (("rollout.weight", "0.2"), ("rollout.unit", '"conversation"')):
+        publish_config(bus.publisher(), watcher, key, value, now_ms=1)
+    with pytest.raises(IllegalTransition, match="models replay"):
+        run("shadow", "2")
+    said = run("shadow", "3")
+    assert "3 is a shadow: copies of 20% of the requests, by conversation" in said
+    assert "3 is a shadow: copies of 2% of" in run("shadow", "3", "--share", "2")
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "100.1", "much"])
+def test_a_weight_is_a_percentage(weight: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit):
+        _commands(InMemoryBus(), monkeypatch)("canary", "2", "--weight", weight)
+
+
+def test_status_says_what_else_is_loaded_and_who_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from infra.contracts import codec
+
+    bus = InMemoryBus()
+    for name in "12":
+        event = msgspec.structs.replace(version(name), model="default")
+        publish_version(bus.publisher(), event)
+    run = _commands(bus, monkeypatch)
+    run("promote", "1")
+    run("canary", "2")
+    now_ms = time.time_ns() // 1_000_000
+    for worker, state, serving, loaded, ago_s in (
+        ("a", "ready", "1", ("1", "2"), 1),
+        ("b", "ready", "2", ("2",), 40),
+        ("c", "ready", "1", (), 1800),
+        ("d", "stopped", "1", (), 1800),
+        ("e", "ready", "0", (), 3 * 86400),
+    ):
+        report = WorkerStatusReported(
+            worker_id=worker,
+            state=state,  # type: ignore[arg-type]
+            versions={"default": serving},
+            loaded={"default": loaded} if loaded else {},
+            reported_at_ms=now_ms - 1000 * ago_s,
+        )
+        value = codec.encode(report)
+        bus.publisher().publish(catalogue.WORKERS.name, key=worker.encode(), value=value)
+    lines = [line for line in run("status").splitlines() if line.startswith("worker ")]
+    assert "worker a: ready, default@1 and beside it default@2, reported" in lines[0]
+    assert "silent" not in lines[0]
+    assert "worker b: ready, default@2 (the canary), reported" in lines[1]
+    assert "(silent for 40 s)" in lines[1] or "(silent for 41 s)" in lines[1]
+    assert "(silent for 30 min)" in lines[2]
+    assert "silent" not in lines[3]
+    assert "default@0 (not the stable version)" in lines[4]
+    assert "(silent for 3 days)" in lines[4]
+
+
+def _commands(bus: InMemoryBus, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """``feedloom models`` on a bus."""
+    from trainer.commands import models
+
+    monkeypatch.setattr("infra.kafka.bus.connect", lambda settings: _Lent(bus))
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(models, list(arguments))
+        if result.exception is not None:
+            raise result.exception
+        return result.output
+
+    return run
 
 
 class _Lent:

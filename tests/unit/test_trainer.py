@@ -381,6 +381,28 @@ def test_a_tombstone_takes_an_example_out_of_every_later_round() -> None:
     intake.close()
 
 
+def test_what_a_withdrawn_version_had_learnt_is_taken_back() -> None:
+    bus = InMemoryBus()
+    publish_examples(bus, example("a", ups=1), example("b", ups=1))
+    bus.publisher().publish(catalogue.EXAMPLES.name, key=b"a", value=b"{")
+    intake = FeedbackIntake(bus, model="default")
+    intake.poll(1)
+    learnt = intake.batch().ranges
+    intake.settle(learnt=True)
+    publish_examples(bus, example("c", ups=1))
+    intake.poll(1)
+    assert [one.request_id for one in intake.batch().examples] == ["c"]
+    intake.go_back(next_offsets([version_trained_on(learnt)]))
+    assert [one.request_id for one in intake.batch().examples] == ["c"]
+    intake.go_back({})
+    assert {one.request_id for one in intake.batch().examples} == {"a", "b", "c"}
+    assert sum(span.end - span.start for span in intake.batch().ranges) == 4
+    # What was in a round starts none, and what cannot be read is put aside once.
+    assert intake.waiting == 1
+    assert len(bus.records(f"{catalogue.EXAMPLES.name}.dlq")) == 1
+    intake.close()
+
+
 def test_positions_take_the_furthest_of_all_versions() -> None:
     def span(start: int, end: int) -> OffsetRange:
         return OffsetRange(topic="t", partition=0, start=start, end=end)

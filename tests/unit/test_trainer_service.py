@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from infra.registry.client import RegistryWatcher, change_rollout, read_registry
 from infra.registry.config import ConfigWatcher, publish_config
 from infra.registry.lineage import LEARNT_FROM
 from infra.registry.store import ArtifactStore
-from infra.registry.transitions import pinned
+from infra.registry.transitions import pinned, promoted, rolled_back, stage_of
 from infra.settings import Settings
 from infra.testing import InMemoryBus
 from tests.learning import feedback, prepare, register, send, settings_at
+from trainer.intake import awaiting_rollout
 from trainer.publishing import publish
 from trainer.report import REPORT
 from trainer.run_folders import SHOWN, runs_of
@@ -235,6 +238,124 @@ def test_a_pinned_model_learns_but_keeps_its_version(home: Path, bus: InMemoryBu
     third = versions(bus)[-1]
     assert stable(bus) == third.version == "3"
     assert sum(span.end - span.start for span in third.lineage.feedback) == 16
+
+
+def rollout(bus: InMemoryBus) -> RolloutChanged:
+    found = read_registry(bus).rollout("default")
+    assert found is not None
+    return found
+
+
+def configure(bus: InMemoryBus, **values: str) -> None:
+    watcher, publisher = ConfigWatcher(bus), bus.publisher()
+    for name, value in values.items():
+        publish_config(publisher, watcher, f"rollout.{name}", json.dumps(value), now_ms=1)
+
+
+def change(bus: InMemoryBus, transition: Callable[..., RolloutChanged], *names: str) -> None:
+    watcher = RegistryWatcher(bus)
+    who: dict[str, Any] = {"now_ms": time.time_ns() // 1_000_000, "actor": "ada", "reason": ""}
+    change_rollout(
+        bus.publisher(), watcher, lambda state: transition(state, "default", *names, **who)
+    )
+
+
+def test_a_version_is_tried_before_it_serves_if_that_is_the_strategy(
+    home: Path, bus: InMemoryBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(bus, strategy="canary", unit="tenant")
+    send(bus, feedback(12, model="default"))
+    one_round(settings_at(home), bus)
+    current = rollout(bus)
+    assert (current.stable, current.candidate, current.state) == ("1", "2", "canary")
+    assert (current.candidate_weight, current.unit) == (0.1, "tenant")
+    assert (current.actor, current.experiment) == ("feedloom/trainer", "default@2#2")
+
+    # What the next round makes of what came since waits, and so does its feedback.
+    send(bus, feedback(4, model="default", start=12))
+    one_round(settings_at(home), bus)
+    third = versions(bus)[-1]
+    assert (third.version, third.lineage.parent, third.rejected) == ("3", "1", False)
+    assert rollout(bus) == current
+    assert "no canary of default@3, which serves nobody yet" in caplog.text
+    assert "default@2 is the candidate" in caplog.text
+    assert awaiting_rollout(read_registry(bus), "default") is None
+
+    # The candidate wins: what it had learnt stays learnt, the rest is learnt on top of it.
+    change(bus, promoted, "2")
+    send(bus, feedback(4, model="default", start=16))
+    one_round(settings_at(home), bus)
+    fourth = versions(bus)[-1]
+    assert (fourth.version, fourth.lineage.parent) == ("4", "2")
+    assert sum(span.end - span.start for span in fourth.lineage.feedback) == 8
+    assert rollout(bus).candidate == "4"
+
+
+def test_what_a_withdrawn_candidate_had_learnt_is_learnt_again_without_a_restart(
+    home: Path, bus: InMemoryBus
+) -> None:
+    configure(bus, strategy="canary")
+    send(bus, feedback(12, model="default"))
+    stop = threading.Event()
+    service = TrainerService(settings_at(home), bus, stop=stop)
+    thread = threading.Thread(target=service.run)
+    thread.start()
+
+    def wait_for(candidate: str) -> None:
+        deadline = time.monotonic() + 60
+        while rollout(bus).candidate != candidate and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert rollout(bus).candidate == candidate
+
+    try:
+        wait_for("2")
+        change(bus, rolled_back)
+        send(bus, feedback(4, model="default", start=12))
+        wait_for("3")
+    finally:
+        stop.set()
+        thread.join(60)
+    third = versions(bus)[-1]
+    assert third.lineage.parent == "1"
+    assert sum(span.end - span.start for span in third.lineage.feedback) == 16
+    assert third.lineage.feedback_examples > 8
+
+
+def test_full_weights_make_no_shadow_and_stay_gated(
+    home: Path, bus: InMemoryBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(bus, strategy="shadow")
+    send(bus, feedback(12, model="default"))
+    one_round(settings_at(home), bus)
+    second, current = versions(bus)[-1], rollout(bus)
+    assert (second.version, current.stable, current.candidate) == ("2", "1", None)
+    assert stage_of(read_registry(bus), second) == "gated"
+    assert "no shadow of default@2, which serves nobody yet" in caplog.text
+    assert "full weights" in caplog.text
+
+    # Another strategy at the next start finds it.
+    configure(bus, strategy="canary")
+    stop = threading.Event()
+    stop.set()
+    TrainerService(settings_at(home), bus, stop=stop).run()
+    assert rollout(bus).candidate == "2"
+
+
+def test_what_was_changed_during_a_round_is_not_undone(home: Path, bus: InMemoryBus) -> None:
+    settings = settings_at(home, rollout_delay_s=2.0)
+    send(bus, feedback(12, model="default"))
+
+    def pin_once_published() -> None:
+        while len(versions(bus)) < 2:
+            time.sleep(0.01)
+        change(bus, partial(pinned, pin=True))
+
+    thread = threading.Thread(target=pin_once_published)
+    thread.start()
+    one_round(settings, bus)
+    thread.join(10)
+    current = rollout(bus)
+    assert (current.stable, current.pinned, current.revision) == ("1", True, 2)
 
 
 def test_a_schedule_starts_a_round_once_something_waits(home: Path, bus: InMemoryBus) -> None:
