@@ -70,7 +70,7 @@ class WorkerSettings(_Section):
     max_adapters: int = Field(default=0, ge=0, le=64)
     """LoRA adapters that serve beside the weights; 2 for a canary of one beside another. vLLM is
     slower with any: on a CPU by a sixth where no adapter answers, by half where one does."""
-    max_adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+    max_adapter_rank: int = Field(default=16, ge=1, le=512)
     max_queued: int = Field(default=1_000, ge=1)
     """Requests of one class taken from Kafka and not started; the consumer pauses above it."""
     session_timeout_s: float = Field(default=10.0, ge=6)

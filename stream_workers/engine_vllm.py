@@ -60,6 +60,9 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 CPU_BLOCK_TOKENS = 32
 """The prefix cache knows whole blocks. vLLM's 128 on a CPU miss most chats; 32 are as fast."""
 
+ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The greatest ranks that vLLM makes room for."""
+
 Deltas = AsyncGenerator[EngineOutput, None]
 _SAME_NAMES = (
     "temperature",
@@ -188,7 +191,9 @@ class VllmEngine:
                 "enable_lora": True,
                 "max_loras": slots,
                 "max_cpu_loras": slots,
-                "max_lora_rank": options.max_adapter_rank,
+                "max_lora_rank": next(
+                    rank for rank in ADAPTER_RANKS if rank >= options.max_adapter_rank
+                ),
             }
         # vLLM leaves its sockets where they are, by default in the machine's temporary folder.
         sockets = TemporaryDirectory(prefix="feedloom-vllm-")
