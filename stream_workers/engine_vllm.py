@@ -45,6 +45,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 # A regex is compiled in the event loop, which stands still meanwhile; vLLM's default is 5 s.
 os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "1")
 
+import torch
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.exceptions import VLLMError
 from vllm.inputs.engine import tokens_input
@@ -177,6 +178,9 @@ class VllmEngine:
         }
         if current_platform.is_cpu():
             share_the_cpu()
+            if options.dtype == "auto" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                # Emulated, bfloat16 is a hundred times slower; float16 is no better.
+                arguments["dtype"] = "float32"
             arguments["distributed_executor_backend"] = "uni"
             arguments["enforce_eager"] = True
             arguments["block_size"] = CPU_BLOCK_TOKENS

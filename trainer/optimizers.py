@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from trainer.precision import bf16_pays
+
 BETAS = (0.9, 0.95)
 
 
@@ -57,13 +59,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
 def build_optimizer(
     model: torch.nn.Module, *, rate: float, weight_decay: float, muon_rate: float | None
 ) -> torch.optim.Optimizer:
-    """AdamW at ``rate``; with ``muon_rate``, Muon for the hidden matrices."""
+    """AdamW at ``rate``; with ``muon_rate``, Muon for the hidden matrices.
+
+    Not where bfloat16 is emulated: torch's Muon orthogonalises in it, at 10 s an update of the
+    embedded model.
+    """
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
     }
     parameters = [item for item in model.parameters() if item.requires_grad]
     matrices = [item for item in parameters if item.ndim == 2 and id(item) not in embeddings]
-    if muon_rate is None or not matrices:
+    if muon_rate is None or not matrices or not bf16_pays():
         return torch.optim.AdamW(
             parameters, lr=rate, betas=BETAS, weight_decay=weight_decay, fused=True
         )

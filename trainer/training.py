@@ -26,6 +26,7 @@ from infra.contracts.errors import FatalError
 from trainer.objectives import stacked
 from trainer.optimizers import build_optimizer
 from trainer.packing import Block
+from trainer.precision import bf16_pays
 
 Clock = Callable[[], float]
 LOG_EVERY = 5
@@ -69,8 +70,8 @@ class TrainingPlan:
     Rates warm up over ``warmup`` steps and fall linearly to zero over the last ``decay`` of the
     budget, in steps or in time, whichever is further on: so a slower machine still ends its
     schedule. ``seconds`` may be infinite where ``steps`` are not. ``muon_rate`` puts Muon on the
-    hidden matrices. ``threads``: 0 leaves torch's choice. ``logging_steps``: between two reports of
-    the progress.
+    hidden matrices. ``bf16`` counts where it pays. ``threads``: 0 leaves torch's choice.
+    ``logging_steps``: between two reports of the progress.
     """
 
     learning_rate: float
@@ -212,7 +213,7 @@ def train(
                 per_device_train_batch_size=task.batch_size,
                 use_cpu=not torch.cuda.is_available(),
                 max_grad_norm=plan.max_grad_norm,
-                bf16=plan.bf16,
+                bf16=plan.bf16 and bf16_pays(),
                 fp16=plan.fp16,
                 remove_unused_columns=False,
                 torch_compile=plan.compile,

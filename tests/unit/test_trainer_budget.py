@@ -1,9 +1,11 @@
-"""How long a run lasts, and its rates by how much of it is spent."""
+"""How long a run lasts, its rates by how much of it is spent, and how it computes."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
+from trainer.optimizers import MuonWithAdamW, build_optimizer
 from trainer.training import Budget, TrainingPlan
 
 
@@ -19,3 +21,13 @@ def test_compiling_takes_nothing_from_the_time_to_learn(compiles: bool, left: fl
         now = at
         budget.stepped(step)
     assert budget.factor() == pytest.approx(left)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_muon_is_left_out_where_bfloat16_is_emulated(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.optimizers.bf16_pays", lambda: fast)
+    model = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.Linear(4, 4))
+    optimizer = build_optimizer(model, rate=0.1, weight_decay=0.0, muon_rate=0.02)
+    assert isinstance(optimizer, MuonWithAdamW) == fast
