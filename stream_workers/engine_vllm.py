@@ -230,7 +230,7 @@ class VllmEngine:
         emitted: Emitted | None = None,
         urgent: bool = False,
     ) -> Deltas:
-        """See the protocol. ``version`` salts the prefix cache: KV of older weights is missed."""
+        """See the protocol. A salt keeps KV of older weights and of others' adapters apart."""
         if emitted is not None:
             return self._continued(request_id, prompt, sampling, version, emitted)
         if sampling.beam_width is not None:
@@ -383,9 +383,10 @@ class VllmEngine:
     ) -> AsyncIterator[AsyncGenerator[Any, None]]:
         """vLLM's outputs, with its errors as ours. Leaving early frees the request."""
         # A tokens input with its type is taken as it is; one without goes through a thread.
-        tokens = tokens_input(token_ids, cache_salt=version)
         try:
             with self._adapters.using(version, request_id) as adapter:
+                salt = version if adapter is not None else self._weights.salt
+                tokens = tokens_input(token_ids, cache_salt=salt)
                 made = self._llm.generate(
                     tokens, params, request_id, lora_request=adapter, priority=-int(urgent)
                 )

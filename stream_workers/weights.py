@@ -22,12 +22,26 @@ class Weights:
         self._call = call
         self._path = path
         self.version = version
+        self._loads = 0
+
+    @property
+    def salt(self) -> str:
+        """For the prefix cache: what was computed before the last load is never found again.
+
+        Nor is it when the same version comes back: a request that ran over the switch has left
+        blocks of both.
+        """
+        return f"{self.version}#{self._loads}"
 
     async def switch(self, path: str, version: str, policy: SwitchPolicy) -> float:
-        """Pause, reload, drop the prefix cache, resume; see ``Engine.switch``."""
+        """Pause, reload, resume; see ``Engine.switch``.
+
+        Requests in flight keep what they have computed. vLLM would by default drop it and compute
+        it again: 64 streams stood still for 1.4 s instead of 0.15.
+        """
         started = time.perf_counter()
         mode = "keep" if policy == "keep" else "wait"
-        await self._call(self._llm.pause_generation(mode=mode))
+        await self._call(self._llm.pause_generation(mode=mode, clear_cache=False))
         try:
             await self._reload(path, version)
         finally:
@@ -51,4 +65,4 @@ class Weights:
 
     async def _load(self, path: str) -> None:
         await self._call(self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path}))
-        await self._call(self._llm.reset_prefix_cache())
+        self._loads += 1
