@@ -37,6 +37,7 @@ from infra.registry.workers import WorkersWatcher
 from infra.testing import InMemoryBus
 from producers.aio import AsyncGenerationClient
 from stream_workers.engine import Displaced
+from stream_workers.smoke import smoke
 from stream_workers.versions import VersionSwitcher
 
 STREAMS = 64
@@ -208,6 +209,8 @@ async def in_process(
     texts = prompts()
     windows: list[Window] = []
     try:
+        # As a worker does before its first request.
+        await smoke(engine, "default@1")
         if kind == "adapter":
             _serve(bus, order.pop(0), 1)
             registry.catch_up()

@@ -233,6 +233,32 @@ def _cancellation(figures: Mapping[str, Any]) -> Iterable[str]:
     yield _table(["", "cancelled", "p50, ms", "p95", "p99", "longest"], rows)
 
 
+def _swap(figures: Mapping[str, Any]) -> Iterable[str]:
+    rows = []
+    for name, found in figures.items():
+        for kind, latency in found.items():
+            if kind.startswith("token latency"):
+                values = [_number(latency[quantile]) for quantile in ("p50", "p99", "max")]
+                rows.append([name, kind.removeprefix("token latency "), *values])
+    yield _table(["", "token latency, ms", "p50", "p99", "longest"], rows)
+    rows = [
+        [name, what, _number(found[what]["median"]), _number(found[what]["max"])]
+        for name, found in figures.items()
+        for what in found
+        if isinstance(found[what], Mapping) and "median" in found[what]
+    ]
+    yield _table(["", "", "median", "longest"], rows)
+    rows = [
+        [name, *(str(found[what]) for what in _SWAP_ANSWERS)]
+        for name, found in figures.items()
+        if "requests" in found
+    ]
+    yield _table(["", *_SWAP_ANSWERS], rows)
+
+
+_SWAP_ANSWERS = ("requests", "short", "errors", "unequal", "over a switch")
+
+
 def _pile(figures: Mapping[str, Any]) -> Iterable[str]:
     yield f"{figures['documents']:,} documents, {figures['megabytes']:.1f} MB of text."
     rows = [
@@ -316,6 +342,7 @@ _FIGURES = {
     "bench_classes": _classes,
     "bench_affinity": _affinity,
     "bench_cancellation": _cancellation,
+    "bench_swap": _swap,
     "bench_pile": _pile,
     "bench_train": _train,
     "bench_mfu": _mfu,

@@ -30,6 +30,7 @@ ORDER = (
     "bench_classes",
     "bench_affinity",
     "bench_cancellation",
+    "bench_swap",
     "bench_ab",
     "bench_pile",
     "bench_train",

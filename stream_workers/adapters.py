@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ class Adapters(Generic[H]):
 
     def __init__(self) -> None:
         self._handles: dict[str, H] = {}
-        self._users: dict[str, set[str]] = {}
+        self._users: dict[str, Counter[str]] = {}
         self._displaced: set[str] = set()
         self._unused: dict[str, asyncio.Event] = {}
 
@@ -46,12 +47,15 @@ class Adapters(Generic[H]):
         if handle is None:
             yield None
             return
-        users = self._users.setdefault(version, set())
-        users.add(request_id)
+        users = self._users.setdefault(version, Counter())
+        users[request_id] += 1
         try:
             yield handle
         finally:
-            users.discard(request_id)
+            # A beam search holds it as a whole and for each step.
+            users[request_id] -= 1
+            if not users[request_id]:
+                del users[request_id]
             if not users and version in self._unused:
                 self._unused[version].set()
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +78,16 @@ def _stable_plan(watcher: RegistryWatcher, model: str) -> Plan | None:
         return None
     plan = plan_of(watcher.state, rollout, in_cohort=False)
     return None if plan is None else Plan(base=plan.base, serving=plan.serving)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What a worker served before a switch."""
+
+    base: ModelVersionPublished
+    path: str
+    adapters: dict[str, ModelVersionPublished]
+    routing: Routing
 
 
 class VersionSwitcher:
@@ -150,9 +161,13 @@ class VersionSwitcher:
     async def begin(self, plan: Plan) -> None:
         """Load what is there to be loaded, before the first request.
 
+        Generates once: vLLM compiles at the first log-probability, and 64 streams stood still for
+        2.4 s when that came with the first switch.
+
         Raises ConfigurationError when the stable version is an adapter that cannot be loaded: the
-        weights below it are another version.
+        weights below it are another version; SwitchFailed when the weights cannot generate.
         """
+        await smoke(self._engine, version_name(self._base))
         await self.reconcile()
         if plan.serving != plan.base and self.serving() == version_name(plan.base):
             raise ConfigurationError(
@@ -215,6 +230,7 @@ class VersionSwitcher:
             },
         ) as span:
             in_flight = self._in_flight()
+            served = _Served(self._base, self._path, dict(self._adapters), self.routing)
             try:
                 for version in (plan.base, target):
                     self._admit(plan, version)
@@ -226,6 +242,7 @@ class VersionSwitcher:
             except FeedloomError as error:
                 self._refused(target, error)
                 span.record_exception(error)
+                await self._go_back(served, rollout.switch_policy)
                 return False
             self._serving = target
             # At once: an adapter may be long in coming, and nothing else must be asked for.
@@ -288,42 +305,41 @@ class VersionSwitcher:
         _LOG.error("%s refused, %s keeps serving: %s", version_name(version), self.serving(), error)
 
     async def _switch_base(self, base: ModelVersionPublished, rollout: RolloutChanged) -> float:
-        """Other full weights, in place; returns the pause, ms. Back to the old ones if they fail.
+        """Other full weights, in place; returns the pause, ms.
 
         Adapters go first, as they fit their own base alone.
         """
         if base == self._base:
             return 0.0
         path = await asyncio.to_thread(self._store.resolve, base)
-        policy = rollout.switch_policy
-        old, old_path, adapters = self._base, self._path, self._adapters
-        serving = self.routing
-        self.routing = Routing(serving=version_name(old))
-        self._adapters = {}
-        try:
-            for name in adapters:
-                await self._engine.unload_adapter(name, policy)
-            pause_ms = await self._engine.switch(path, version_name(base), policy)
-            try:
-                await smoke(self._engine, version_name(base))
-            except FeedloomError:
-                await self._engine.switch(old_path, version_name(old), policy)
-                raise
-        except EngineDead:
-            raise
-        except FeedloomError:
-            await self._restore(adapters)
-            self.routing = serving
-            raise
+        self.routing = Routing(serving=version_name(self._base))
+        for name in tuple(self._adapters):
+            del self._adapters[name]
+            await self._engine.unload_adapter(name, rollout.switch_policy)
+        pause_ms = await self._engine.switch(path, version_name(base), rollout.switch_policy)
         self._base, self._path = base, path
+        await smoke(self._engine, version_name(base))
         return pause_ms
 
-    async def _restore(self, adapters: dict[str, ModelVersionPublished]) -> None:
-        """The adapters that were loaded before, which all were good then."""
-        for name, version in adapters.items():
-            path = await asyncio.to_thread(self._store.resolve, version)
-            await self._engine.load_adapter(path, name)
-            self._adapters[name] = version
+    async def _go_back(self, served: _Served, policy: SwitchPolicy) -> None:
+        """Serve what served before a switch that failed half-way. Raises EngineDead."""
+        try:
+            if self._base != served.base:
+                for name in tuple(self._adapters):
+                    del self._adapters[name]
+                    await self._engine.unload_adapter(name, policy)
+                await self._engine.switch(served.path, version_name(served.base), policy)
+                self._base, self._path = served.base, served.path
+            for name, version in served.adapters.items():
+                if name not in self._adapters:
+                    path = await asyncio.to_thread(self._store.resolve, version)
+                    await self._engine.load_adapter(path, name)
+                    self._adapters[name] = version
+        except EngineDead:
+            raise
+        except FeedloomError as error:
+            raise EngineDead(f"neither what was to serve nor what served loads: {error}") from error
+        self.routing = served.routing
 
     async def _load(self, plan: Plan, version: ModelVersionPublished, policy: SwitchPolicy) -> None:
         """Load an adapter beside the weights, if it is not there yet, and try it."""

@@ -64,9 +64,10 @@ for command in (
 @models.command()
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--model", default="default", show_default=True)
+@click.option("--base", help="For an adapter: its base version; by default the one that serves.")
 @click.option("--stable", is_flag=True, help="Also make it the stable version.")
-def register(directory: Path, model: str, stable: bool) -> None:
-    """Publish the model in DIRECTORY as the next version."""
+def register(directory: Path, model: str, base: str | None, stable: bool) -> None:
+    """Publish the model in DIRECTORY, or the LoRA adapter (PEFT's files), as the next version."""
     from importlib.metadata import version as package_version
 
     from infra.contracts.errors import ConfigurationError
@@ -75,18 +76,26 @@ def register(directory: Path, model: str, stable: bool) -> None:
     from infra.registry.client import read_registry
     from infra.registry.store import ArtifactStore
     from infra.settings import load_settings
-    from trainer.publishing import publish, roll_out
+    from trainer.publishing import full_version, publish, roll_out
 
-    if not (directory / "config.json").is_file():
-        raise ConfigurationError(f"{directory} holds no config.json: it is not a model")
+    adapter = (directory / "adapter_config.json").is_file()
+    if not adapter and not (directory / "config.json").is_file():
+        raise ConfigurationError(
+            f"{directory} holds neither config.json nor adapter_config.json: it is no model"
+        )
+    if base is not None and not adapter:
+        raise ConfigurationError(f"--base is for adapters; {directory} holds a whole model")
     settings = load_settings()
     with connect(settings) as bus:
         state = read_registry(bus)
+        if adapter:
+            base = full_version(state, model, base)
         publisher = bus.publisher(client_id="feedloom-cli")
         try:
             version = publish(
                 directory,
                 model=model,
+                base=base,
                 lineage=Lineage(objective="imported", code_version=package_version("feedloom")),
                 metrics={},
                 store=ArtifactStore(settings.artifacts),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from infra.contracts.bus import Publisher
 from infra.contracts.config_keys import RolloutConfig
+from infra.contracts.errors import ConfigurationError
 from infra.contracts.events import (
     GateDecision,
     Lineage,
@@ -18,7 +19,7 @@ from infra.contracts.events import (
 from infra.registry.client import publish_rollout, publish_version
 from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore
-from infra.registry.transitions import IllegalTransition, promoted, tried
+from infra.registry.transitions import IllegalTransition, base_of, promoted, tried
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,12 @@ def publish(
     state: RegistryState,
     publisher: Publisher,
     gate: GateDecision | None = None,
+    base: str | None = None,
 ) -> ModelVersionPublished:
-    """Store the files in ``directory`` and publish them as the model's next version."""
+    """Store the files in ``directory`` and publish them as the model's next version.
+
+    With a ``base`` they are a LoRA adapter of that version.
+    """
     known = published_from(state, model, lineage)
     if known is not None:
         log.info("%s@%s already holds this work", model, known.version)
@@ -64,7 +69,8 @@ def publish(
     event = ModelVersionPublished(
         model=model,
         version=version,
-        kind="full",
+        kind="full" if base is None else "lora",
+        base=base,
         artifact_uri=uri,
         manifest=manifest,
         created_at_ms=time.time_ns() // 1_000_000,
@@ -76,6 +82,23 @@ def publish(
     state.apply(event)
     log.info("published %s@%s%s", model, version, " as rejected" if event.rejected else "")
     return event
+
+
+def full_version(state: RegistryState, model: str, version: str | None) -> str:
+    """The version of full weights that an adapter may go on: the one named, or that which serves.
+
+    Raises ConfigurationError.
+    """
+    named = state.version(model, version) if version is not None else state.stable(model)
+    if named is None:
+        raise ConfigurationError(
+            f"{model} has no version {version}" if version else f"no version of {model} serves"
+        )
+    if version is not None and named.kind == "lora":
+        raise ConfigurationError(f"{model}@{version} is an adapter itself: name its base")
+    found = base_of(named)
+    assert found is not None
+    return found
 
 
 def roll_out(

@@ -41,6 +41,7 @@ from trainer.rounds import REPLAY_DOCUMENTS, Inputs, curated_feedback, run_round
 from trainer.run_folders import forget
 from trainer.training import TrainingStopped
 from trainer.triggers import LiveWinRate, Schedule, why_now
+from trainer.whole import whole
 
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("feedloom.trainer")
@@ -234,7 +235,12 @@ class TrainerService:
             config = msgspec.structs.replace(config, replay_fraction=replay)
         shards = self._train_shards()
         inputs = Inputs(
-            parent=Path(self._store.resolve(parent)),
+            parent=whole(
+                parent,
+                state=watcher.state,
+                store=self._store,
+                cache=self._settings.home / "merged",
+            ),
             feedback=batch.examples,
             measuring=batch.measuring,
             replay=list(islice(read_shards(shards), REPLAY_DOCUMENTS)),

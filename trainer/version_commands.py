@@ -277,11 +277,17 @@ def evaluate(
     from infra.registry.store import ArtifactStore
     from infra.settings import load_settings
     from trainer.harness import evaluate_tasks
+    from trainer.whole import whole
 
     folder = Path(version)
     if not (folder / "config.json").is_file():
-        found = find(registry_state(), version)
-        folder = Path(ArtifactStore(load_settings().artifacts).resolve(found))
+        settings, state = load_settings(), registry_state()
+        folder = whole(
+            find(state, version),
+            state=state,
+            store=ArtifactStore(settings.artifacts),
+            cache=settings.home / "merged",
+        )
     scores = evaluate_tasks(folder, tasks, directory=tasks_dir, limit=limit, fewshot=fewshot)
     for score in scores:
         error = "" if score.error is None else f" ± {score.error:.4f}"

@@ -61,8 +61,8 @@ def run(interval: float, once: bool) -> None:
 def show(model: str | None) -> None:
     """Show both arms of MODEL's canary, or of every canary, the verdict now and the last ones.
 
-    Reads the canary's results and feedback from its start. Without one it is the figures of the
-    last decision.
+    Reads the canary's results and feedback from its start. Of a shadow it is how the answers to
+    copies compare; without either, the figures of the last decision.
     """
     from infra.kafka.bus import connect
     from infra.registry.client import read_registry
@@ -78,9 +78,9 @@ def show(model: str | None) -> None:
             watcher.catch_up()
         finally:
             watcher.close()
-        names = [model] if model is not None else _canaries(state)
+        names = [model] if model is not None else _on_trial(state)
         if not names:
-            click.echo("no canary: `feedloom models canary VERSION` begins one", err=True)
+            click.echo("nothing is tried: `feedloom models canary VERSION` begins it", err=True)
         wanted, past = [_rollout(state, name) for name in names], read_decisions(bus)
         for rollout in wanted:
             decided = [one for one in past if one.model == rollout.model]
@@ -110,9 +110,9 @@ def decisions(model: str | None, limit: int) -> None:
         click.echo(line)
 
 
-def _canaries(state: RegistryState) -> list[str]:
+def _on_trial(state: RegistryState) -> list[str]:
     found = [one for name in state.models() if (one := state.rollout(name)) is not None]
-    return [one.model for one in found if one.state == "canary"]
+    return [one.model for one in found if one.candidate is not None]
 
 
 def _rollout(state: RegistryState, model: str) -> RolloutChanged:
@@ -130,6 +130,12 @@ def _show(bus: Bus, rollout: RolloutChanged, policy: Policy, past: list[RolloutD
     from infra.rollouts.tables import checks_lines, decisions_lines, figures_lines, verdict_lines
 
     click.echo(describe(rollout))
+    if rollout.state == "shadow":
+        from infra.rollouts.shadowed import read_shadow
+
+        for line in read_shadow(bus, rollout).lines(rollout):
+            click.echo(f"  {line}")
+        return
     running = rollout.state == "canary"
     event = _now(bus, rollout, policy, past) if running else past[-1] if past else None
     if event is None:

@@ -638,7 +638,7 @@ def test_show_and_decisions(world: World, monkeypatch: pytest.MonkeyPatch) -> No
     assert "m: 1 is stable, after a rollback" in said
     assert "no canary; figures of the last decision" in said
     assert ["outcome", "50.0%", "20.0%"] in [line.split() for line in said.splitlines()]
-    assert "no canary: `feedloom models canary" in run(world, monkeypatch, "show")
+    assert "nothing is tried: `feedloom models canary" in run(world, monkeypatch, "show")
     said = run(world, monkeypatch, "decisions", "m", "--limit", "1")
     (line,) = [line for line in said.splitlines() if "m@2" in line]
     assert "rollback  yes" in line

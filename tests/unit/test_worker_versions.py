@@ -283,11 +283,13 @@ class Broken(MemoryEngine):
 def test_what_loads_and_cannot_generate_is_taken_back(tmp_path: Path) -> None:
     place = Place(tmp_path)
     engine = Broken(version="m@1")
-    engine.bad = frozenset({"m@3", "m@4"})
+    engine.bad = frozenset({"m@3", "m@4", "m@6"})
     worker = Worker(place, place.publish("1"), engine=engine)
     place.publish("2", base="1")
     place.publish("3")
     place.publish("4", base="1")
+    place.publish("5")
+    place.publish("6", base="5")
 
     async def follow() -> None:
         place.serve("2")
@@ -301,6 +303,13 @@ def test_what_loads_and_cannot_generate_is_taken_back(tmp_path: Path) -> None:
         await worker.follow()
         assert worker.said[-1].failure == "m@4: m@4 cannot generate: no numbers"
         assert engine.adapters == ("m@2",)
+        assert worker.route("ada") == Route(version="m@2")
+        # An adapter whose base loads, and which itself fails: the base goes as well.
+        place.serve("6")
+        await worker.follow()
+        assert worker.said[-1].failure == "m@6: m@6 cannot generate: no numbers"
+        assert (engine.version, engine.adapters) == ("m@1", ("m@2",))
+        assert worker.said[-1].loaded == {"m": ("1", "2")}
         assert worker.route("ada") == Route(version="m@2")
 
     asyncio.run(follow())
