@@ -244,7 +244,10 @@ async def run_worker(
         configuration = Configuration(options, configuring)
 
         def route(request: GenerationRequest) -> Route:
-            return switcher.routing.route(request, configuration.participation(request.tenant))
+            routing = switcher.routing
+            if routing.trial is None:
+                return Route(version=routing.serving)
+            return routing.route(request, configuration.participation(request.tenant))
 
         sink = KafkaSink(
             LazyProducer(app),

@@ -26,7 +26,7 @@ from infra.contracts.events import (
 from infra.registry.client import RegistryWatcher
 from infra.registry.errors import ArtifactRejected
 from infra.registry.store import ArtifactStore
-from infra.registry.workers import WorkersWatcher
+from infra.registry.workers import SILENT_MS, WorkersWatcher
 from infra.rollouts.assignment import cohort
 from observability.instruments import SWITCH_PAUSE
 from stream_workers.adapters import check_fit
@@ -36,8 +36,6 @@ from stream_workers.routing import Routing, Trial
 from stream_workers.smoke import smoke
 
 HEARTBEAT_S = 10.0
-SILENT_MS = 35_000
-"""A worker whose last report is older is taken for dead: three reports were missed."""
 
 _LOG = logging.getLogger(__name__)
 _TRACER = trace.get_tracer("feedloom.stream_workers")

@@ -270,8 +270,7 @@ class FeedbackIntake:
             self._oldest_s = None
 
     def _dead_letter(self, record: Record, error: ContractError) -> None:
-        where = f"{record.topic}/{record.partition} at {record.offset}"
-        log.warning("unreadable example on %s: %s", where, error)
+        log.warning("unreadable example on %s: %s", record.where, error)
         self._publisher.publish(
             f"{record.topic}.dlq",
             key=record.key,

@@ -41,6 +41,11 @@ class Record:
         """The key as text; empty without one."""
         return (self.key or b"").decode("utf-8", "replace")
 
+    @property
+    def where(self) -> str:
+        """Its place, for messages."""
+        return f"{self.topic}/{self.partition} at {self.offset}"
+
 
 @dataclass(frozen=True, slots=True)
 class RecordPosition:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from uuid import uuid4
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus, Publisher, catch_up
+from infra.contracts.bus import Bus, Publisher, RecordPosition, catch_up
 from infra.contracts.errors import ContractError, RetryableError
 from infra.contracts.events import Event, ModelVersionPublished, RolloutChanged
 from infra.registry.state import RegistryState
@@ -36,10 +37,23 @@ def publish_rollout(publisher: Publisher, event: RolloutChanged) -> None:
 
 def _publish(publisher: Publisher, topic: str, key: str, event: Event) -> None:
     with tracer.start_as_current_span(f"publish {topic}", kind=SpanKind.PRODUCER):
-        headers = codec.event_headers(event, event_id=str(uuid4()), source=SOURCE)
-        publisher.publish(
-            topic, key=key.encode(), value=codec.encode(event), headers=inject(headers)
-        ).result(ACKNOWLEDGE_TIMEOUT_S)
+        send(publisher, topic, key, event).result(ACKNOWLEDGE_TIMEOUT_S)
+
+
+def send(
+    publisher: Publisher,
+    topic: str,
+    key: str,
+    event: Event,
+    *,
+    source: str = SOURCE,
+    event_id: str | None = None,
+) -> Future[RecordPosition]:
+    """Publish an event within the present span; what is returned ends when the broker has it."""
+    headers = codec.event_headers(event, event_id=event_id or str(uuid4()), source=source)
+    return publisher.publish(
+        topic, key=key.encode(), value=codec.encode(event), headers=inject(headers)
+    )
 
 
 class RolloutOvertaken(RetryableError):
@@ -112,14 +126,13 @@ class RegistryWatcher:
         for record in self._reader.poll(timeout_s):
             if record.value is None:
                 continue
-            where = f"{record.topic}/{record.partition} at {record.offset}"
             try:
                 event = codec.decode_any(record.value)
             except ContractError as error:
-                log.warning("unreadable record on %s: %s", where, error)
+                log.warning("unreadable record on %s: %s", record.where, error)
                 continue
             if not isinstance(event, ModelVersionPublished | RolloutChanged):
-                log.warning("%s on %s does not belong there", type(event).__name__, where)
+                log.warning("%s on %s does not belong there", type(event).__name__, record.where)
                 continue
             if self.state.apply(event):
                 applied.append(event)
@@ -130,7 +143,7 @@ class RegistryWatcher:
                 if known != event:
                     log.warning(
                         "%s redefines %s@%s; a published version never changes",
-                        where,
+                        record.where,
                         event.model,
                         event.version,
                     )

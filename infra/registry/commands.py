@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from infra.contracts.bus import Bus, Publisher
-    from infra.contracts.config_keys import Refusal
+    from infra.contracts.config_keys import ConfigState, Refusal
     from infra.contracts.events import ConfigChanged
     from infra.registry.config import ConfigWatcher
     from infra.registry.config_history import PastChange
@@ -40,8 +39,7 @@ def show() -> None:
     """List every setting: its value, whether it was set, and what it accepts."""
     from infra.contracts.config_keys import CATALOGUE, InvalidSetting, setting
 
-    with _watcher() as watcher:
-        state = watcher.state
+    state = _state()
     changes = {change.key: change for change in state.changes() if change.value != "null"}
     refusals = {refusal.event.key: refusal for refusal in state.refusals()}
     for key in sorted({*CATALOGUE, *changes, *refusals}):
@@ -76,8 +74,7 @@ def get(key: str) -> None:
     from infra.contracts.config_keys import setting
 
     setting(key)
-    with _watcher() as watcher:
-        click.echo(json.dumps(watcher.state.value(key)))
+    click.echo(json.dumps(_state().value(key)))
 
 
 # A negative number is a value out of range, not an option.
@@ -211,19 +208,13 @@ def user() -> str:
         return ""
 
 
-@contextmanager
-def _watcher() -> Iterator[ConfigWatcher]:
+def _state() -> ConfigState:
     from infra.kafka.bus import connect
-    from infra.registry.config import ConfigWatcher
+    from infra.registry.config import read_config
     from infra.settings import load_settings
 
     with connect(load_settings()) as bus:
-        watcher = ConfigWatcher(bus)
-        try:
-            watcher.catch_up()
-            yield watcher
-        finally:
-            watcher.close()
+        return read_config(bus)
 
 
 def _line(text: str) -> str:

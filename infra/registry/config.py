@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from typing import Literal
 from uuid import uuid4
 
@@ -16,13 +15,12 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus, Publisher, Record, RecordPosition, catch_up
+from infra.contracts.bus import Bus, Publisher, Record, catch_up
 from infra.contracts.config_keys import ConfigState, InvalidSetting, Value, parse, setting
 from infra.contracts.errors import ContractError, RetryableError
 from infra.contracts.events import ConfigChanged
-from infra.registry.client import ACKNOWLEDGE_TIMEOUT_S, SOURCE
+from infra.registry.client import ACKNOWLEDGE_TIMEOUT_S, send
 from observability.instruments import CONFIG_REFUSED
-from observability.propagation import inject
 
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("feedloom.registry")
@@ -60,15 +58,14 @@ class ConfigWatcher:
         """
         changed: list[str] = []
         for record in self._reader.poll(timeout_s):
-            where = f"{record.topic}/{record.partition} at {record.offset}"
             try:
                 key = self._apply(record)
             except InvalidSetting as error:
                 _count_refused(record, "invalid")
-                log.warning("setting refused on %s: %s", where, error)
+                log.warning("setting refused on %s: %s", record.where, error)
             except ContractError as error:
                 _count_refused(record, "unreadable")
-                log.warning("unreadable record on %s: %s", where, error)
+                log.warning("unreadable record on %s: %s", record.where, error)
             else:
                 if key is not None:
                     changed.append(key)
@@ -103,6 +100,16 @@ def _count_refused(record: Record, reason: Literal["invalid", "unreadable"]) -> 
     except InvalidSetting:
         key = "unknown"
     CONFIG_REFUSED.add(1, {"feedloom.setting": key, "feedloom.reason": reason})
+
+
+def read_config(bus: Bus) -> ConfigState:
+    """The settings as they are in force. Raises FatalError when the topic cannot be read."""
+    watcher = ConfigWatcher(bus)
+    try:
+        watcher.catch_up()
+    finally:
+        watcher.close()
+    return watcher.state
 
 
 def publish_config(
@@ -144,24 +151,15 @@ def publish_config(
     replaced = [standing, refusal.event if refusal else None]
     event_id = str(uuid4())
     with tracer.start_as_current_span(f"publish {TOPIC}", kind=SpanKind.PRODUCER):
-        kept = [_send(publisher, HISTORY, old, str(uuid4())) for old in replaced if old is not None]
-        kept.append(_send(publisher, HISTORY, event, event_id))
+        kept = [send(publisher, HISTORY, key, old) for old in replaced if old is not None]
+        kept.append(send(publisher, HISTORY, key, event, event_id=event_id))
         for future in kept:
             future.result(ACKNOWLEDGE_TIMEOUT_S)
-        _send(publisher, TOPIC, event, event_id).result(ACKNOWLEDGE_TIMEOUT_S)
+        send(publisher, TOPIC, key, event, event_id=event_id).result(ACKNOWLEDGE_TIMEOUT_S)
     watcher.catch_up()
     if watcher.state.change(key) != event:
         raise _overtaken(watcher.state, key)
     return event
-
-
-def _send(
-    publisher: Publisher, topic: str, event: ConfigChanged, event_id: str
-) -> Future[RecordPosition]:
-    headers = codec.event_headers(event, event_id=event_id, source=SOURCE)
-    return publisher.publish(
-        topic, key=event.key.encode(), value=codec.encode(event), headers=inject(headers)
-    )
 
 
 def _overtaken(state: ConfigState, key: str) -> ConfigOvertaken:

@@ -11,14 +11,12 @@ import click
 
 from infra.contracts.events import Unit
 from infra.registry.state import DEFAULT_MODEL, named
+from infra.registry.workers import SILENT_MS
 
 if TYPE_CHECKING:
     from infra.contracts.config_keys import RolloutConfig
     from infra.contracts.events import RolloutChanged, WorkerStatusReported
     from infra.registry.state import RegistryState
-
-SILENT_MS = 35_000
-"""A ready worker reports every ten seconds; one that was not heard of for so long may be dead."""
 
 
 def _reason(function: Callable[..., None]) -> Callable[..., None]:
@@ -44,6 +42,15 @@ def promote(version: str, reason: str) -> None:
     )
 
 
+def _percent(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        name,
+        type=click.FloatRange(min=0, max=100, min_open=True),
+        metavar="PERCENT",
+        help="Per cent of the requests, above 0 and up to 100; else rollout.weight.",
+    )
+
+
 def _unit(function: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--unit",
@@ -54,12 +61,7 @@ def _unit(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @click.argument("version")
-@click.option(
-    "--weight",
-    type=click.FloatRange(min=0, max=100, min_open=True),
-    metavar="PERCENT",
-    help="Per cent of the requests, above 0 and up to 100; else rollout.weight.",
-)
+@_percent("--weight")
 @_unit
 @_reason
 def canary(version: str, weight: float | None, unit: Unit | None, reason: str) -> None:
@@ -74,12 +76,7 @@ def canary(version: str, weight: float | None, unit: Unit | None, reason: str) -
 
 @click.command()
 @click.argument("version")
-@click.option(
-    "--share",
-    type=click.FloatRange(min=0, max=100, min_open=True),
-    metavar="PERCENT",
-    help="Per cent of the requests, above 0 and up to 100; else rollout.weight.",
-)
+@_percent("--share")
 @_unit
 @_reason
 def shadow(version: str, share: float | None, unit: Unit | None, reason: str) -> None:
@@ -266,16 +263,11 @@ def _moment(ms: int) -> str:
 def _config() -> RolloutConfig:
     """``rollout.*`` as it is in force."""
     from infra.kafka.bus import connect
-    from infra.registry.config import ConfigWatcher
+    from infra.registry.config import read_config
     from infra.settings import load_settings
 
     with connect(load_settings()) as bus:
-        watcher = ConfigWatcher(bus)
-        try:
-            watcher.catch_up()
-        finally:
-            watcher.close()
-    return watcher.state.rollout
+        return read_config(bus).rollout
 
 
 def _change(change: Callable[[RegistryState, int, str], RolloutChanged]) -> None:

@@ -107,9 +107,8 @@ def promoted(
         raise IllegalTransition(f"{model}@{version} is the stable version already")
     _unpinned(current)
     retired = (*(one for one in current.retired if one != version), current.stable)
-    kept = current.candidate is not None and current.candidate != version
-    if kept and current.candidate is not None:
-        kept = _together(target, _known(state, model, current.candidate)) is None
+    candidate = current.candidate if current.candidate != version else None
+    kept = candidate is not None and _together(target, _known(state, model, candidate)) is None
     return _changed(
         current,
         now_ms=now_ms,

@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 TOPIC = catalogue.WORKERS.name
 TIMEOUT_S = 30.0
+SILENT_MS = 35_000
+"""Workers report every 10 s; one that was not heard of for so long is taken for dead."""
 
 
 class WorkersWatcher:
@@ -38,8 +40,7 @@ class WorkersWatcher:
         try:
             report = codec.decode(record.value, WorkerStatusReported)
         except ContractError as error:
-            where = f"{record.topic}/{record.partition} at {record.offset}"
-            log.warning("unreadable record on %s: %s", where, error)
+            log.warning("unreadable record on %s: %s", record.where, error)
         else:
             self.reports[report.worker_id] = report
 

@@ -66,25 +66,21 @@ def show(model: str | None) -> None:
     """
     from infra.kafka.bus import connect
     from infra.registry.client import read_registry
-    from infra.registry.config import ConfigWatcher
+    from infra.registry.config import read_config
     from infra.rollouts.decisions import read_decisions
     from infra.rollouts.observation import policy_of
     from infra.settings import load_settings
 
     with connect(load_settings()) as bus:
         state = read_registry(bus)
-        watcher = ConfigWatcher(bus)
-        try:
-            watcher.catch_up()
-        finally:
-            watcher.close()
+        policy = policy_of(read_config(bus).rollout)
         names = [model] if model is not None else _on_trial(state)
         if not names:
             click.echo("nothing is tried: `feedloom models canary VERSION` begins it", err=True)
         wanted, past = [_rollout(state, name) for name in names], read_decisions(bus)
         for rollout in wanted:
             decided = [one for one in past if one.model == rollout.model]
-            _show(bus, rollout, policy_of(watcher.state.rollout), decided)
+            _show(bus, rollout, policy, decided)
 
 
 @rollouts.command()

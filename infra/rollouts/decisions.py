@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from uuid import uuid4
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
@@ -13,15 +12,14 @@ from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Publisher, catch_up
 from infra.contracts.errors import ContractError
 from infra.contracts.events import RolloutDecided
+from infra.registry.client import ACKNOWLEDGE_TIMEOUT_S, send
 from infra.rollouts.policy import Decision, differs
-from observability.propagation import inject
 
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("feedloom.rollouts")
 
 TOPIC = catalogue.DECISIONS.name
 SOURCE = "feedloom/rollouts"
-ACKNOWLEDGE_TIMEOUT_S = 60.0
 HOLD_EVERY_MS = 60_000
 """A hold is published no sooner than this after the decision before it."""
 KEPT = 1_000
@@ -48,8 +46,7 @@ class DecisionsWatcher:
             try:
                 event = codec.decode(record.value or b"", RolloutDecided)
             except ContractError as error:
-                where = f"{record.topic}/{record.partition} at {record.offset}"
-                log.warning("unreadable record on %s: %s", where, error)
+                log.warning("unreadable record on %s: %s", record.where, error)
             else:
                 self.recent.append(event)
                 self._last[event.model] = event
@@ -79,10 +76,7 @@ def read_decisions(bus: Bus, model: str | None = None) -> list[RolloutDecided]:
 def publish_decision(publisher: Publisher, event: RolloutDecided) -> None:
     """Publish a decision and wait until the broker has it. Raises the delivery's error."""
     with tracer.start_as_current_span(f"publish {TOPIC}", kind=SpanKind.PRODUCER):
-        headers = codec.event_headers(event, event_id=str(uuid4()), source=SOURCE)
-        publisher.publish(
-            TOPIC, key=event.model.encode(), value=codec.encode(event), headers=inject(headers)
-        ).result(ACKNOWLEDGE_TIMEOUT_S)
+        send(publisher, TOPIC, event.model, event, source=SOURCE).result(ACKNOWLEDGE_TIMEOUT_S)
 
 
 def worth_publishing(decision: Decision, last: RolloutDecided | None, *, now_ms: int) -> bool:

@@ -168,5 +168,4 @@ class _Feed:
 
 def _pass_over(record: Record, error: ContractError) -> None:
     """Those who own the topics put such records on their dead-letter topics."""
-    where = f"{record.topic}/{record.partition} at {record.offset}"
-    log.warning("unreadable record on %s: %s", where, error)
+    log.warning("unreadable record on %s: %s", record.where, error)

@@ -98,8 +98,7 @@ def _compared(bus: Bus, rollout: RolloutChanged) -> Iterator[ShadowCompared]:
         try:
             one = codec.decode(record.value or b"", ShadowCompared)
         except ContractError as error:
-            where = f"{record.topic}/{record.partition} at {record.offset}"
-            log.warning("unreadable record on %s: %s", where, error)
+            log.warning("unreadable record on %s: %s", record.where, error)
         else:
             if one.experiment == rollout.experiment:
                 yield one
