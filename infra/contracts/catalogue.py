@@ -11,11 +11,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from infra.contracts.events import (
+    AdmissionAsked,
+    AdmissionEnded,
+    ApiKeyChanged,
+    BatchChanged,
     ConfigChanged,
     Event,
     FeedbackExample,
     FeedbackForgotten,
     FeedbackReceived,
+    FileChanged,
+    GatewayStatusReported,
     GenerationCancellation,
     GenerationChunk,
     GenerationRequest,
@@ -37,7 +43,10 @@ CleanupPolicy = Literal["delete", "compact", "compact,delete"]
 
 @dataclass(frozen=True, kw_only=True)
 class TopicSpec:
-    """One topic. ``partitions`` is the default; an operator may ask for more at creation."""
+    """One topic. ``partitions`` is the default; an operator may ask for more at creation.
+
+    ``also``: events that it carries besides ``event``.
+    """
 
     name: str
     event: type[Event] | None
@@ -48,6 +57,12 @@ class TopicSpec:
     retention_ms: int | None = None
     dead_letter: bool = False
     extra_config: dict[str, str] = field(default_factory=dict)
+    also: tuple[type[Event], ...] = ()
+
+    @property
+    def events(self) -> tuple[type[Event], ...]:
+        """Every event that it carries; none for a dead-letter topic."""
+        return () if self.event is None else (self.event, *self.also)
 
     @property
     def config(self) -> dict[str, str]:
@@ -187,6 +202,51 @@ WORKERS = TopicSpec(
     partitions=1,
     cleanup_policy="compact",
 )
+ADMISSIONS = TopicSpec(
+    name="gateway.admissions",
+    event=AdmissionAsked,
+    also=(AdmissionEnded,),
+    key="tenant",
+    purpose="Which requests gateways may run: quotas and idempotency keys, by the log's order.",
+    partitions=12,
+    retention_ms=2 * DAY_MS,
+    # The broker's clock, as all replicas must see one time.
+    extra_config={"message.timestamp.type": "LogAppendTime"},
+)
+KEYS = TopicSpec(
+    name="platform.keys",
+    event=ApiKeyChanged,
+    key="key id",
+    purpose="API keys, hashed.",
+    partitions=1,
+    cleanup_policy="compact",
+)
+FILES = TopicSpec(
+    name="gateway.files",
+    event=FileChanged,
+    key="file id",
+    purpose="Files of batches; their bytes are in the file store.",
+    partitions=1,
+    cleanup_policy="compact",
+)
+BATCHES = TopicSpec(
+    name="gateway.batches",
+    event=BatchChanged,
+    key="batch id",
+    purpose="Batches of requests and how far they are.",
+    partitions=12,
+    cleanup_policy="compact",
+)
+BATCHES_GROUP = "feedloom-gateway-batches"
+"""The consumer group whose members, the gateways, share out the batches that are to be run."""
+GATEWAYS = TopicSpec(
+    name="platform.gateways",
+    event=GatewayStatusReported,
+    key="gateway id",
+    purpose="Gateway replicas and the partitions on which they read their answers.",
+    partitions=1,
+    cleanup_policy="compact",
+)
 
 CATALOGUE: tuple[TopicSpec, ...] = (
     REQUESTS,
@@ -204,6 +264,11 @@ CATALOGUE: tuple[TopicSpec, ...] = (
     CONFIG,
     CONFIG_HISTORY,
     WORKERS,
+    ADMISSIONS,
+    KEYS,
+    FILES,
+    BATCHES,
+    GATEWAYS,
 )
 
 

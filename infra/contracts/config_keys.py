@@ -19,6 +19,7 @@ import msgspec
 
 from infra.contracts.config_sections import (
     BatchConfig,
+    GatewayConfig,
     RolloutConfig,
     SamplingConfig,
     TenantConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "CATALOGUE",
     "BatchConfig",
     "ConfigState",
+    "GatewayConfig",
     "InvalidSetting",
     "Refusal",
     "RolloutConfig",
@@ -64,6 +66,7 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "trainer": TrainerConfig,
     "rollout": RolloutConfig,
     "sampling": SamplingConfig,
+    "gateway": GatewayConfig,
     ANY_TENANT: TenantConfig,
 }
 _NAMED = {"tenants.": ANY_TENANT, "workers.": EVERY_WORKER}
@@ -304,6 +307,11 @@ class ConfigState:
     def sampling(self) -> SamplingConfig:
         """``sampling.*`` in force."""
         return self._section(SamplingConfig, "sampling")
+
+    @property
+    def gateway(self) -> GatewayConfig:
+        """``gateway.*`` in force."""
+        return self._section(GatewayConfig, "gateway")
 
     def tenant(self, name: str | None) -> TenantConfig:
         """A tenant's settings in force; ``None``, and a name without its own, get the default."""

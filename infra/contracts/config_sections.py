@@ -81,7 +81,10 @@ class BatchConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TenantConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """``tenants.<name>.*``: one tenant's share and limits, in each worker. ``None``: no limit."""
+    """``tenants.<name>.*``: one tenant's share and limits. ``None``: no limit.
+
+    Limits are of each worker, save those that say otherwise.
+    """
 
     weight: Annotated[
         float,
@@ -96,6 +99,18 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: Annotated[
         Limit | None, Meta(description="Most tokens that one request of the tenant may ask for.")
     ] = None
+    requests_per_minute: Annotated[
+        Limit | None,
+        Meta(description="Requests that the tenant may make over HTTP, over all gateways."),
+    ] = None
+    tokens_per_minute: Annotated[
+        Limit | None,
+        Meta(description="Tokens of those, the prompt's included, over all gateways."),
+    ] = None
+    concurrent_requests: Annotated[
+        Limit | None,
+        Meta(description="Of those, how many may run at once, over all gateways."),
+    ] = None
     rollout: Annotated[
         Participation,
         Meta(
@@ -103,6 +118,20 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True):
             "the stable version, or always the candidate.",
         ),
     ] = "split"
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """``gateway.*``: of every gateway."""
+
+    max_lag: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000_000,
+            description="Interactive requests that may wait for workers; callers are asked to come "
+            "back later (429) when there are more.",
+        ),
+    ] = 10_000
 
 
 class SamplingConfig(msgspec.Struct, frozen=True, kw_only=True):

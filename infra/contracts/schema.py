@@ -72,7 +72,7 @@ def topic_reference() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for spec in all_topics():
-        event = f"`{spec.event.__name__}`" if spec.event else "original bytes"
+        event = ", ".join(f"`{one.__name__}`" for one in spec.events) or "original bytes"
         lines.append(
             f"| `{spec.name}` | {spec.key} | {event} | {spec.partitions} | {spec.cleanup_policy} "
             f"| {_kept_for(spec)} | {spec.purpose} |"
@@ -127,20 +127,19 @@ def _message(name: str) -> dict[str, Any]:
 
 def _key_of(name: str) -> str:
     """What a record of this event is keyed by; the same on every topic that carries it."""
-    (key,) = {spec.key for spec in CATALOGUE if spec.event and spec.event.__name__ == name}
+    (key,) = {spec.key for spec in CATALOGUE for one in spec.events if one.__name__ == name}
     return key
 
 
 def _channel(spec: TopicSpec) -> dict[str, Any]:
-    assert spec.event is not None
-    name = spec.event.__name__
+    names = [event.__name__ for event in spec.events]
     configuration: dict[str, Any] = {"cleanup.policy": spec.cleanup_policy.split(",")}
     if spec.retention_ms is not None:
         configuration["retention.ms"] = spec.retention_ms
     return {
         "address": spec.name,
         "description": f"{spec.purpose} Key: {spec.key}.",
-        "messages": {name: {"$ref": f"#/components/messages/{name}"}},
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in names},
         "bindings": {
             "kafka": {
                 "topic": spec.name,

@@ -115,6 +115,10 @@ def test_the_catalogue_is_what_was_agreed() -> None:
         "tenants.<name>.max_inflight_requests": None,
         "tenants.<name>.max_inflight_tokens": None,
         "tenants.<name>.max_tokens": None,
+        "tenants.<name>.requests_per_minute": None,
+        "tenants.<name>.tokens_per_minute": None,
+        "tenants.<name>.concurrent_requests": None,
+        "gateway.max_lag": 10_000,
         "tenants.<name>.rollout": "split",
     }
     for entry in CATALOGUE.values():
