@@ -9,8 +9,9 @@ OpenTelemetry's own ``OTEL_*`` variables.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,7 +31,7 @@ class _Section(BaseModel):
 
 
 class KafkaSettings(_Section):
-    """The broker to talk to, and the local one to start when none is given."""
+    """The broker to talk to and who to be there, and the local one to start when none is given."""
 
     bootstrap_servers: str | None = None
     """``host:port,...``; unset: the embedded broker that ``feedloom kafka start`` runs."""
@@ -39,13 +40,64 @@ class KafkaSettings(_Section):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     sasl_username: str | None = None
     sasl_password: str | None = Field(default=None, repr=False)
+    sasl_password_file: Path | None = None
+    """Holds the password, in its stead; read at each connection's start."""
     ssl_cafile: Path | None = None
+    """PEM certificates of those who may sign the broker's; unset: the system's."""
+    ssl_certfile: Path | None = None
+    """PEM certificate of this client, and those up to its root, where the broker asks for one."""
+    ssl_keyfile: Path | None = None
+    """PEM key of the certificate; unset: it is in ``ssl_certfile``."""
+    ssl_key_password: str | None = Field(default=None, repr=False)
+    ssl_check_hostname: bool = True
+    """Off: a certificate from ``ssl_cafile`` is enough, whichever host it was made for."""
     replication_factor: int = Field(default=1, ge=1)
     partitions: int | None = Field(default=None, ge=1)
     """Overrides the catalogue's count for topics with more than one partition."""
     local_port: int = Field(default=0, ge=0, le=65535)
     """Port of the embedded broker; 0 picks a free one and keeps it."""
     local_heap_mb: int = Field(default=512, ge=128)
+    local_user: str = "operator"
+    """Who to be on the embedded broker where that was started with ``--secured``."""
+
+    @model_validator(mode="after")
+    def _check_security(self) -> Self:
+        for complaint in (*self._sasl_faults(), *self._tls_faults()):
+            raise ValueError(complaint)
+        return self
+
+    def _sasl_faults(self) -> Iterator[str]:
+        protocol = self.security_protocol
+        if not protocol.startswith("SASL"):
+            for name in ("sasl_mechanism", "sasl_username", "sasl_password_file"):
+                if getattr(self, name) is not None:
+                    yield f"{name} is of no use with security_protocol {protocol}: set SASL_SSL"
+            return
+        if self.sasl_mechanism is None:
+            yield f"security_protocol {protocol} needs sasl_mechanism, such as SCRAM-SHA-512"
+        if not self.sasl_username:
+            yield f"security_protocol {protocol} needs sasl_username"
+        if bool(self.sasl_password) == bool(self.sasl_password_file):
+            yield f"security_protocol {protocol} needs sasl_password or sasl_password_file"
+        yield from self._unreadable("sasl_password_file")
+
+    def _tls_faults(self) -> Iterator[str]:
+        protocol = self.security_protocol
+        files = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+        if protocol not in ("SSL", "SASL_SSL"):
+            for name in files:
+                if getattr(self, name) is not None:
+                    yield f"{name} is of no use with security_protocol {protocol}: set SASL_SSL"
+            return
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            yield "ssl_keyfile needs ssl_certfile, the certificate of this key"
+        for name in files:
+            yield from self._unreadable(name)
+
+    def _unreadable(self, name: str) -> Iterator[str]:
+        path = getattr(self, name)
+        if path is not None and not os.access(path, os.R_OK):
+            yield f"{name}: {path} is not there or cannot be read"
 
 
 class WorkerSettings(_Section):
@@ -171,6 +223,47 @@ class ArtifactStoreSettings(_Section):
     """PEM public key: no version is loaded that its private key did not sign."""
 
 
+class GatewaySettings(_Section):
+    """The HTTP interface. Sizes in bytes, times in seconds."""
+
+    gateway_id: str | None = None
+    """Unset: host and process."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    reply_partition: int | None = Field(default=None, ge=0)
+    """Of the chunk topic; unset: one that no other live replica reads, if there is one."""
+    authentication: bool = True
+    """Off: everybody is the tenant ``default`` with every role. Only on a loopback address."""
+    max_body_bytes: int = Field(default=1_000_000, ge=1_000)
+    max_upload_bytes: int = Field(default=100_000_000, ge=1_000)
+    """Of a file for a batch."""
+    max_prompt_characters: int = Field(default=400_000, ge=1)
+    max_json_depth: int = Field(default=32, ge=4, le=500)
+    max_connections: int = Field(default=4_000, ge=1)
+    request_timeout_s: float = Field(default=120.0, gt=0)
+    """How long a request may take that does not say so itself."""
+    max_timeout_s: float = Field(default=86_400.0, gt=0)
+    keep_alive_s: float = Field(default=10.0, gt=0)
+    """A stream that is silent for so long gets a comment."""
+    patience_s: float = Field(default=15.0, gt=0)
+    """A stream that has nothing to send for so long begins, and can then fail only by an event."""
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+    files_url: str = ""
+    """Where files are kept: a folder, ``s3://...`` or ``gs://...``; unset: below ``home``."""
+    jwt_issuer: str | None = None
+    """``iss`` of the tokens that are accepted; unset: API keys only."""
+    jwt_audience: str | None = None
+    jwks_url: str | None = None
+    """Unset: from the issuer's ``/.well-known/openid-configuration``."""
+    jwt_algorithms: tuple[
+        Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"],
+        ...,
+    ] = ("RS256", "ES256")
+    jwt_leeway_s: float = Field(default=30.0, ge=0, le=600)
+    jwt_tenant_claim: str = "tenant"
+    jwt_roles_claim: str = "roles"
+
+
 class DemoSettings(_Section):
     """``feedloom demo``."""
 
@@ -195,6 +288,7 @@ class Settings(BaseSettings):
     telemetry: TelemetrySettings = TelemetrySettings()
     artifact_store: ArtifactStoreSettings = ArtifactStoreSettings()
     demo: DemoSettings = DemoSettings()
+    gateway: GatewaySettings = GatewaySettings()
 
     @property
     def artifacts(self) -> ArtifactStoreSettings:

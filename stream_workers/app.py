@@ -5,7 +5,6 @@ Requests do not pass through agents: see ``consumer``.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,14 @@ from opentelemetry.trace import SpanKind
 from infra.contracts.bus import Record
 from infra.contracts.catalogue import FEEDBACK, FORGOTTEN, REQUESTS, REQUESTS_BATCH, RESULTS
 from infra.contracts.codec import decode
-from infra.contracts.errors import ConfigurationError, ContractError, MalformedRecord
+from infra.contracts.errors import ContractError, MalformedRecord
 from infra.contracts.events import (
     FeedbackExample,
     FeedbackForgotten,
     FeedbackReceived,
     GenerationResult,
 )
+from infra.kafka.connection import sasl_password, security_options, tls_context
 from infra.settings import KafkaSettings, WorkerSettings
 from observability.tracing import span
 from stream_workers.consumer import RequestTransport, Stored
@@ -96,21 +96,12 @@ class _IdempotentTransport(Transport):  # type: ignore[misc]
     Producer = _IdempotentProducer
 
 
-def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext | None:
-    if kafka.security_protocol not in ("SSL", "SASL_SSL"):
-        return None
-    cafile = None if kafka.ssl_cafile is None else str(kafka.ssl_cafile)
-    return ssl.create_default_context(cafile=cafile)
-
-
 def _credentials(kafka: KafkaSettings) -> Any:
-    context = _ssl_context(kafka)
-    if kafka.security_protocol.startswith("SASL"):
-        if kafka.sasl_mechanism is None:
-            raise ConfigurationError("kafka.sasl_mechanism is needed with SASL")
+    context = tls_context(kafka)
+    if kafka.sasl_mechanism is not None:
         return SASLCredentials(
             username=kafka.sasl_username,
-            password=kafka.sasl_password,
+            password=sasl_password(kafka),
             mechanism=kafka.sasl_mechanism,
             ssl_context=context,
         )
@@ -119,18 +110,7 @@ def _credentials(kafka: KafkaSettings) -> Any:
 
 def aiokafka_options(kafka: KafkaSettings) -> dict[str, Any]:
     """Address and security of a deployment, as aiokafka's clients take them."""
-    options: dict[str, Any] = {
-        "bootstrap_servers": kafka.bootstrap_servers,
-        "security_protocol": kafka.security_protocol,
-        "ssl_context": _ssl_context(kafka),
-    }
-    if kafka.sasl_mechanism is not None:
-        options |= {
-            "sasl_mechanism": kafka.sasl_mechanism,
-            "sasl_plain_username": kafka.sasl_username,
-            "sasl_plain_password": kafka.sasl_password,
-        }
-    return options
+    return {"bootstrap_servers": kafka.bootstrap_servers, **security_options(kafka)}
 
 
 class FeedbackJoin:

@@ -29,6 +29,7 @@ from aiokafka.errors import (
     ProducerFenced,
     RebalanceInProgressError,
     RequestTimedOutError,
+    TransactionalIdAuthorizationFailed,
     UnknownMemberIdError,
     UnknownTopicOrPartitionError,
     for_code,
@@ -48,7 +49,7 @@ from aiokafka.protocol.types import (
 )
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from infra.contracts.errors import FatalError, RetryableError
+from infra.contracts.errors import ConfigurationError, FatalError, RetryableError
 
 RETRY_BACKOFF_MS = 20
 UNSTABLE_OFFSET_COMMIT = 88
@@ -115,8 +116,20 @@ class TransactionalProducer:
         self._sender = _MemberSender(self._producer)
 
     async def start(self) -> None:
-        """Connect and get a producer id. Raises aiokafka's KafkaError when no broker answers."""
-        await self._producer.start()
+        """Connect and get a producer id.
+
+        Raises ConfigurationError when the broker does not allow it, and aiokafka's KafkaError when
+        none answers.
+        """
+        try:
+            await self._producer.start()
+        except TransactionalIdAuthorizationFailed as error:
+            await self._producer.client.close()
+            raise ConfigurationError(
+                f"transactional id {self.transactional_id} may not be used by whom "
+                "FEEDLOOM_KAFKA__SASL_USERNAME, or the client's certificate, names: `feedloom "
+                "topics acls --component worker` shows what a worker needs"
+            ) from error
 
     async def stop(self) -> None:
         """Disconnect. An open transaction is left to the broker's timeout. Safe to call twice."""

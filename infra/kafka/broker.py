@@ -1,7 +1,9 @@
 """A real single-node Kafka broker (KRaft, no ZooKeeper, no Docker) as a child process.
 
 ``home/kafka`` holds ``lib`` (jars), ``data``, ``logs``, ``server.properties`` and ``state.json``.
-For development and tests only: one node, replication factor 1, loopback, no authentication.
+For development and tests only: one node, replication factor 1, loopback. No authentication, unless
+that was asked for when the home's broker was first started: then clients log in by SCRAM, may do
+only what ACLs allow them, and ``credentials`` holds the passwords (``infra.kafka.credentials``).
 """
 
 from __future__ import annotations
@@ -19,16 +21,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import psutil
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
 
 from infra.contracts.errors import ConfigurationError, FatalError
+from infra.kafka.connection import client_options
+from infra.kafka.credentials import ADMIN, Credentials, server_security
 from infra.kafka.jars import fetch_jars, locked_jars
 from infra.kafka.java import find_java
+from infra.settings import KafkaSettings
 from infra.tether import tethered
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_MS = 5_000
 POLL_S = 0.1
 SMALL_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 """Compile quickly rather than well, collect in one thread.
@@ -47,15 +56,23 @@ class BrokerStatus:
     bootstrap_servers: str
     pid: int
     started_at: float
+    secured: bool = False
 
 
 class EmbeddedBroker:
-    """Starts, stops and inspects the one broker of a home. Every method works across processes."""
+    """Starts, stops and inspects the one broker of a home. Every method works across processes.
 
-    def __init__(self, home: Path, *, port: int = 0, heap_mb: int = 512) -> None:
+    ``secured``: with logins and ACLs. A home whose broker was secured once stays so until reset.
+    """
+
+    def __init__(
+        self, home: Path, *, port: int = 0, heap_mb: int = 512, secured: bool = False
+    ) -> None:
         self.root = home.resolve() / "kafka"
+        self.credentials = Credentials(home)
         self._port = port
         self._heap_mb = heap_mb
+        self._asked_secured = secured
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -83,7 +100,8 @@ class EmbeddedBroker:
         caller.
 
         Raises:
-            ConfigurationError: no Java, no jars, or the port is taken.
+            ConfigurationError: no Java, no jars, the port is taken, or the broker is to be secured
+                and its data was made without that.
             FatalError: the broker ended or did not answer; quotes the end of its log.
         """
         say = progress or (lambda line: None)
@@ -91,13 +109,18 @@ class EmbeddedBroker:
         with self._locked():
             running = self.status()
             if running is not None:
+                self._check_secured(running.secured)
                 return running
+            if self._formatted:
+                self._check_secured(self._secured)
             java = find_java()
             jars = locked_jars()
             fetched = fetch_jars(self.root / "lib", jars, progress=jar_progress)
             if fetched:
                 say(f"Kafka: {fetched} jars from Maven Central")
             port = self._choose_port()
+            if self._asked_secured:
+                self.credentials.create(ADMIN)
             self._write_configuration(port, _free_port())
             command = [
                 str(java.path),
@@ -129,7 +152,7 @@ class EmbeddedBroker:
             return
         with self._locked():
             self._stop()
-            for name in ("data", "logs"):
+            for name in ("data", "logs", "credentials"):
                 shutil.rmtree(self.root / name, ignore_errors=True)
             for name in ("server.properties", "log4j2.properties", "port"):
                 (self.root / name).unlink(missing_ok=True)
@@ -140,6 +163,26 @@ class EmbeddedBroker:
             return []
         with self.log.open(encoding="utf-8", errors="replace") as stream:
             return [line.rstrip("\n") for line in deque(stream, maxlen=lines)]
+
+    def settings(self, status: BrokerStatus, user: str = ADMIN) -> KafkaSettings:
+        """How to connect to it; where it is secured, as ``user``."""
+        settings = KafkaSettings(bootstrap_servers=status.bootstrap_servers)
+        return self.credentials.log_in(settings, user) if status.secured else settings
+
+    @property
+    def _secured(self) -> bool:
+        return self.credentials.path(ADMIN).is_file()
+
+    @property
+    def _formatted(self) -> bool:
+        return (self.root / "data" / "meta.properties").is_file()
+
+    def _check_secured(self, secured: bool) -> None:
+        if self._asked_secured and not secured:
+            raise ConfigurationError(
+                f"the embedded broker of {self.root.parent} has its data from a time without "
+                "logins: run `feedloom kafka reset`, which deletes every record, and start again"
+            )
 
     @property
     def _state(self) -> Path:
@@ -186,15 +229,16 @@ class EmbeddedBroker:
 
     def _write_configuration(self, port: int, controller_port: int) -> None:
         (self.root / "logs").mkdir(exist_ok=True)
-        (self.root / "server.properties").write_text(
-            f"""\
+        protocol = "SASL_PLAINTEXT" if self._secured else "PLAINTEXT"
+        text = f"""\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners={protocol}://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners={protocol}://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name={protocol}
+listener.security.protocol.map={protocol}:{protocol},CONTROLLER:{protocol}
 log.dirs={self.root / "data"}
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
@@ -206,7 +250,13 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 """
-        )
+        if self._secured:
+            text += server_security(self.credentials.create(ADMIN))
+        configuration = self.root / "server.properties"
+        configuration.unlink(missing_ok=True)
+        # It holds the super user's password.
+        configuration.touch(0o600)
+        configuration.write_text(text)
         (self.root / "log4j2.properties").write_text(
             f"""\
 status=warn
@@ -227,18 +277,28 @@ appender.file.strategy.max=2
 
     def _format(self, command: list[str]) -> None:
         """Give the data folder a cluster id, once."""
-        if (self.root / "data" / "meta.properties").is_file():
+        if self._formatted:
             return
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         # StorageTool reads a leading dash as an option.
         cluster = cluster.replace("-", "f", 1) if cluster.startswith("-") else cluster
-        configuration = str(self.root / "server.properties")
-        finished = subprocess.run(
-            [*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", configuration],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        arguments = ["format", "-t", cluster, "-c", str(self.root / "server.properties")]
+        if self._secured:
+            # What StorageTool writes there is as good as the password.
+            (self.root / "data").mkdir(mode=0o700, exist_ok=True)
+            password = self.credentials.create(ADMIN)
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+                arguments += ["-S", f"{mechanism}=[name={ADMIN},password={password}]"]
+        # From a file: everybody on the machine can read a command line.
+        with NamedTemporaryFile("w", dir=self.root, prefix=".format-") as stream:
+            stream.write("\n".join(arguments) + "\n")
+            stream.flush()
+            finished = subprocess.run(
+                [*command, "kafka.tools.StorageTool", f"@{stream.name}"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         if finished.returncode != 0:
             raise FatalError(f"cannot format {self.root / 'data'}:\n{finished.stderr[-2000:]}")
 
@@ -259,12 +319,14 @@ appender.file.strategy.max=2
             bootstrap_servers=f"127.0.0.1:{port}",
             pid=pid,
             started_at=psutil.Process(pid).create_time(),
+            secured=self._secured,
         )
 
     def _wait_until_ready(self, status: BrokerStatus) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not _answers(status.bootstrap_servers):
+        settings = self.settings(status)
+        while not _answers(settings):
             if self._process.poll() is not None:
                 self._state.unlink(missing_ok=True)
                 raise FatalError(f"Kafka ended while starting:\n{self._log_end()}")
@@ -280,20 +342,17 @@ appender.file.strategy.max=2
         return "\n".join([*console.splitlines()[-10:], *self.logs(20)])
 
 
-def _answers(bootstrap_servers: str) -> bool:
+def _answers(settings: KafkaSettings) -> bool:
     """Whether the broker takes part in its cluster: it lists itself in its metadata."""
-    from kafka import KafkaAdminClient
-    from kafka.errors import KafkaError
-
-    host, port = bootstrap_servers.rsplit(":", 1)
+    host, port = str(settings.bootstrap_servers).rsplit(":", 1)
     try:
         socket.create_connection((host, int(port)), timeout=1).close()
     except OSError:
         return False
+    options = client_options(settings)
+    options |= {"bootstrap_timeout_ms": ANSWER_TIMEOUT_MS, "request_timeout_ms": ANSWER_TIMEOUT_MS}
     try:
-        admin = KafkaAdminClient(
-            bootstrap_servers=bootstrap_servers, bootstrap_timeout_ms=5000, request_timeout_ms=5000
-        )
+        admin = KafkaAdminClient(**options)
     except KafkaError:
         return False
     try:

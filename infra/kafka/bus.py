@@ -9,14 +9,28 @@ from typing import Any, Literal, Self
 
 from kafka import KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as KafkaPartition
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import (
+    AuthorizationError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
+    TopicAuthorizationFailedError,
+)
 from kafka.structs import OffsetAndMetadata
 
 from infra.contracts.bus import Record, RecordPosition, TopicPartition
 from infra.contracts.codec import Headers
-from infra.contracts.errors import ConfigurationError, RetryableError
+from infra.contracts.errors import ConfigurationError, FeedloomError, RetryableError
 from infra.kafka.broker import EmbeddedBroker
-from infra.kafka.connection import client_options, reachable
+from infra.kafka.connection import (
+    access_refused,
+    admin_client,
+    client_options,
+    login_refused,
+    permitted,
+    reachable,
+)
+from infra.kafka.credentials import Credentials
 from infra.settings import KafkaSettings, Settings
 
 LINGER_MS = 2
@@ -30,7 +44,9 @@ class DeliveryFailed(RetryableError):
 
 
 class KafkaBus:
-    """Publishers and readers on one deployment; the topic prefix is added and taken off here."""
+    """Publishers and readers on one deployment; the prefix of topics and groups is added and taken
+    off here.
+    """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._options = client_options(settings)
@@ -48,7 +64,7 @@ class KafkaBus:
                 max_block_ms=MAX_BLOCK_MS,
                 delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
             )
-        return KafkaPublisher(producer, self._settings.topic_prefix)
+        return KafkaPublisher(producer, self._settings)
 
     def reader(
         self,
@@ -58,10 +74,15 @@ class KafkaBus:
         start: Literal["earliest", "latest"] = "earliest",
         partitions: Sequence[int] | None = None,
     ) -> KafkaReader:
-        """A new consumer. Raises ConfigurationError: no broker answers, or a topic is missing."""
+        """A new consumer.
+
+        Raises ConfigurationError: no broker answers, a topic is missing, or may not be read.
+        """
         if group is not None and partitions is not None:
             raise ValueError("a group shares partitions out: give a group or partitions, not both")
         prefix = self._settings.topic_prefix
+        # Deployments that share a broker share no group.
+        group = None if group is None else prefix + group
         consumer = self._consumer(group, start)
         try:
             assigned = [
@@ -82,7 +103,7 @@ class KafkaBus:
         except BaseException:
             consumer.close()
             raise
-        return KafkaReader(consumer, prefix, grouped=group is not None)
+        return KafkaReader(consumer, self._settings, topics, group=group)
 
     def end_offsets(self, topic: str) -> Mapping[TopicPartition, int]:
         """The offset after the last committed record of each partition."""
@@ -145,21 +166,36 @@ class KafkaBus:
 
     def _partitions(self, consumer: Any, topic: str) -> list[int]:
         name = self._settings.topic_prefix + topic
-        found = consumer.partitions_for_topic(name)
+        with permitted(self._settings, f"read topic {name}"):
+            found = consumer.partitions_for_topic(name)
         if not found:
+            self._check_visible(name)
             raise ConfigurationError(
                 f"topic {name} is not on {self._settings.bootstrap_servers}: run "
                 "`feedloom topics apply`"
             )
         return sorted(found)
 
+    def _check_visible(self, name: str) -> None:
+        """A topic that may not be seen looks like none; asked for by name, the broker says which.
+
+        Raises AccessRefused.
+        """
+        with reachable(self._settings), admin_client(self._settings) as admin:
+            (described,) = admin.describe_topics([name])
+        if described["error_code"] == TopicAuthorizationFailedError.errno:
+            raise access_refused(
+                self._settings, f"read topic {name}", TopicAuthorizationFailedError()
+            )
+
 
 class KafkaPublisher:
     """See :class:`infra.contracts.bus.Publisher`."""
 
-    def __init__(self, producer: Any, prefix: str) -> None:
+    def __init__(self, producer: Any, settings: KafkaSettings) -> None:
         self._producer = producer
-        self._prefix = prefix
+        self._settings = settings
+        self._prefix = settings.topic_prefix
         self._closed = False
 
     def publish(
@@ -171,14 +207,17 @@ class KafkaPublisher:
         headers: Headers = (),
         partition: int | None = None,
     ) -> Future[RecordPosition]:
-        """Enqueue. The future's error is DeliveryFailed; futures end on the client's thread."""
+        """Enqueue. The future ends on the client's thread.
+
+        Its error is DeliveryFailed, or AccessRefused or LoginRefused, which no retry mends.
+        """
         future: Future[RecordPosition] = Future()
 
         def written(metadata: Any) -> None:
             future.set_result(RecordPosition(topic, metadata.partition, metadata.offset))
 
         def failed(error: BaseException) -> None:
-            future.set_exception(DeliveryFailed(f"{topic}: {type(error).__name__}: {error}"))
+            future.set_exception(self._failure(topic, error))
 
         try:
             pending = self._producer.send(
@@ -194,6 +233,17 @@ class KafkaPublisher:
         pending.add_callback(written)
         pending.add_errback(failed)
         return future
+
+    def _failure(self, topic: str, error: BaseException) -> FeedloomError:
+        if isinstance(error, AuthorizationError):
+            # One record that the broker does not allow ends an idempotent producer of kafka-python:
+            # what else it was to write fails for that one's topic, which the error names.
+            (refused,) = error.args if isinstance(error, TopicAuthorizationFailedError) else ("",)
+            name = refused if isinstance(refused, str) and refused else self._prefix + topic
+            return access_refused(self._settings, f"write topic {name}", error)
+        if isinstance(error, SaslAuthenticationFailedError):
+            return login_refused(self._settings, error)
+        return DeliveryFailed(f"{topic}: {type(error).__name__}: {error}")
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait for everything published so far. Raises ``TimeoutError``."""
@@ -212,15 +262,22 @@ class KafkaPublisher:
 class KafkaReader:
     """See :class:`infra.contracts.bus.Reader`."""
 
-    def __init__(self, consumer: Any, prefix: str, *, grouped: bool) -> None:
+    def __init__(
+        self, consumer: Any, settings: KafkaSettings, topics: Sequence[str], *, group: str | None
+    ) -> None:
         self._consumer = consumer
-        self._prefix = prefix
-        self._grouped = grouped
+        self._settings = settings
+        self._prefix = settings.topic_prefix
+        self._grouped = group is not None
+        self._action = f"read {', '.join(self._prefix + topic for topic in topics)}" + (
+            "" if group is None else f" as group {group}"
+        )
         self._closed = False
 
     def poll(self, timeout_s: float, max_records: int = 500) -> Sequence[Record]:
-        """The next records, each partition's in order."""
-        found = self._consumer.poll(timeout_ms=int(1000 * timeout_s), max_records=max_records)
+        """The next records, each partition's in order. Raises AccessRefused, LoginRefused."""
+        with permitted(self._settings, self._action):
+            found = self._consumer.poll(timeout_ms=int(1000 * timeout_s), max_records=max_records)
         return [
             Record(
                 topic=record.topic.removeprefix(self._prefix),
@@ -236,18 +293,21 @@ class KafkaReader:
         ]
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Store next-to-read offsets, and wait until they are stored."""
+        """Store next-to-read offsets, and wait until they are stored.
+
+        Raises RetryableError, or AccessRefused or LoginRefused, which no retry mends.
+        """
         if not self._grouped:
             raise RuntimeError("a reader without a group has nowhere to commit to")
-        try:
-            self._consumer.commit(
-                {
-                    KafkaPartition(self._prefix + position.topic, position.partition): (
-                        OffsetAndMetadata(offset, "", -1)
-                    )
-                    for position, offset in offsets.items()
-                }
+        stored = {
+            KafkaPartition(self._prefix + position.topic, position.partition): (
+                OffsetAndMetadata(offset, "", -1)
             )
+            for position, offset in offsets.items()
+        }
+        try:
+            with permitted(self._settings, self._action):
+                self._consumer.commit(stored)
         except KafkaError as error:
             raise RetryableError(f"offsets not committed: {error}") from error
 
@@ -259,9 +319,10 @@ class KafkaReader:
 
     def position(self, position: TopicPartition) -> int:
         """The offset read next."""
-        at = self._consumer.position(
-            KafkaPartition(self._prefix + position.topic, position.partition)
-        )
+        with permitted(self._settings, self._action):
+            at = self._consumer.position(
+                KafkaPartition(self._prefix + position.topic, position.partition)
+            )
         return int(at)
 
     def close(self) -> None:
@@ -274,7 +335,8 @@ class KafkaReader:
 def resolve_kafka(settings: Settings) -> KafkaSettings:
     """The Kafka settings with the address filled in: as set, else the embedded broker's.
 
-    Raises ConfigurationError when neither is there.
+    Where that is secured, and the settings say nothing of security, name and password of
+    ``local_user`` are filled in too. Raises ConfigurationError when neither broker is there.
     """
     if settings.kafka.bootstrap_servers is not None:
         return settings.kafka
@@ -284,7 +346,10 @@ def resolve_kafka(settings: Settings) -> KafkaSettings:
             f"no Kafka broker is set, and the embedded one of {settings.home} does not run: "
             "run `feedloom kafka start`, or set FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS"
         )
-    return settings.kafka.model_copy(update={"bootstrap_servers": status.bootstrap_servers})
+    kafka = settings.kafka.model_copy(update={"bootstrap_servers": status.bootstrap_servers})
+    if status.secured and kafka.security_protocol == "PLAINTEXT":
+        return Credentials(settings.home).log_in(kafka, kafka.local_user)
+    return kafka
 
 
 def connect(settings: Settings) -> KafkaBus:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from infra.kafka.acls import Deployment
+    from infra.settings import Settings
+
+COMMAND_CONFIG = "admin.properties"
+"""What printed ``kafka-acls.sh`` lines call the file that says who asks."""
 
 
 @click.group()
@@ -14,12 +22,18 @@ def kafka() -> None:
 
 @kafka.command()
 @click.option("--port", type=click.IntRange(0, 65535), help="0 or unset: any free port, then kept.")
+@click.option("--secured", is_flag=True, help="With a user and rights of its own per component.")
 @click.option("--quiet", is_flag=True, help="Print the address only.")
-def start(port: int | None, quiet: bool) -> None:
-    """Start the broker in the background; fetches Kafka's jars the first time."""
+def start(port: int | None, secured: bool, quiet: bool) -> None:
+    """Start the broker in the background; fetches Kafka's jars the first time.
+
+    Once --secured, always secured, until `feedloom kafka reset`: clients log in, and each may do
+    only what `feedloom topics acls` lists for its component.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
+    from infra.kafka.access import secure
     from infra.kafka.broker import EmbeddedBroker
     from infra.settings import load_settings
 
@@ -28,6 +42,7 @@ def start(port: int | None, quiet: bool) -> None:
         settings.home,
         port=settings.kafka.local_port if port is None else port,
         heap_mb=settings.kafka.local_heap_mb,
+        secured=secured,
     )
     console = Console(stderr=True)
     with Progress(console=console, disable=quiet or not console.is_terminal) as bars:
@@ -38,11 +53,18 @@ def start(port: int | None, quiet: bool) -> None:
                 bar, completed=done, total=total, visible=True
             ),
         )
+    if status.secured:
+        secure(broker.settings(status), broker.credentials, _deployment(settings))
     click.echo(
         status.bootstrap_servers
         if quiet
         else f"Kafka answers at {status.bootstrap_servers} (pid {status.pid})"
     )
+    if status.secured and not quiet:
+        click.echo(
+            f"passwords are in {broker.credentials.folder}, a file a user; commands of this home "
+            f"log in as {settings.kafka.local_user} (FEEDLOOM_KAFKA__LOCAL_USER)"
+        )
 
 
 @kafka.command()
@@ -66,7 +88,10 @@ def show_status() -> None:
         click.echo("Kafka is not running: `feedloom kafka start`")
         raise SystemExit(1)
     minutes = (time.time() - status.started_at) / 60
-    click.echo(f"Kafka runs at {status.bootstrap_servers} (pid {status.pid}, up {minutes:.0f} min)")
+    how = ", secured" if status.secured else ""
+    click.echo(
+        f"Kafka runs at {status.bootstrap_servers} (pid {status.pid}, up {minutes:.0f} min{how})"
+    )
 
 
 @kafka.command()
@@ -132,3 +157,66 @@ def show() -> None:
         state = present.get(spec.name)
         count = f"{state.partitions:3} partitions" if state else "       missing"
         click.echo(f"{settings.topic_prefix + spec.name:32} {count}  {spec.cleanup_policy}")
+
+
+@topics.command()
+@click.option("--component", "components", multiple=True, help="Of this one only; may be repeated.")
+@click.option("--principal", help="Who the one component is; by default User:COMPONENT.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "commands", "json"]),
+    default="text",
+    show_default=True,
+    help="A table, kafka-acls.sh command lines, or JSON.",
+)
+@click.option("--apply", "apply_them", is_flag=True, help="Allow it on the broker, too.")
+def acls(components: tuple[str, ...], principal: str | None, form: str, apply_them: bool) -> None:
+    """Print what each component needs to be allowed on the broker, and no more.
+
+    With --apply, whoever runs this must be allowed to alter the cluster; rights are only added.
+    """
+    from infra.kafka import acls as rules
+    from infra.kafka.access import apply_grants
+    from infra.kafka.bus import resolve_kafka
+    from infra.settings import load_settings
+
+    chosen = [one for one in rules.COMPONENTS if not components or one in components]
+    if unknown := sorted(set(components) - set(rules.COMPONENTS)):
+        raise click.BadParameter(
+            f"{unknown[0]!r} is none of {', '.join(rules.COMPONENTS)}", param_hint="--component"
+        )
+    if principal is not None and (len(chosen) != 1 or ":" not in principal):
+        raise click.BadParameter(
+            "is of the form User:NAME, and goes with exactly one --component",
+            param_hint="--principal",
+        )
+    settings = load_settings()
+    sets = [
+        (one, principal or f"User:{one}", rules.grants(one, _deployment(settings)))
+        for one in chosen
+    ]
+    if apply_them:
+        kafka = resolve_kafka(settings)
+        changes = [line for _, who, found in sets for line in apply_grants(kafka, who, found)]
+        for line in changes or ["everything was allowed already"]:
+            click.echo(line)
+        return
+    if form == "json":
+        click.echo(rules.as_json(sets))
+    elif form == "commands":
+        servers = settings.kafka.bootstrap_servers or "BOOTSTRAP_SERVERS"
+        for _, who, found in sets:
+            click.echo(
+                rules.as_commands(
+                    who, found, bootstrap_servers=servers, command_config=COMMAND_CONFIG
+                )
+            )
+    else:
+        click.echo("\n\n".join(rules.as_text(*one) for one in sets))
+
+
+def _deployment(settings: Settings) -> Deployment:
+    from infra.kafka.acls import Deployment
+
+    return Deployment(topic_prefix=settings.kafka.topic_prefix, worker_group=settings.worker.group)

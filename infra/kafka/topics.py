@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import TopicAlreadyExistsError
+from kafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
 from infra.contracts.catalogue import TopicSpec, all_topics
-from infra.kafka.connection import admin_client, reachable
+from infra.kafka.connection import admin_client, permitted, reachable
 from infra.settings import KafkaSettings
 
 
@@ -30,11 +30,18 @@ def apply_catalogue(settings: KafkaSettings, *, partitions: int | None = None) -
 
     Returns:
         One line a change.
+
+    Raises:
+        ConfigurationError: no broker answers, or it does not allow this client to do that.
     """
     changes: list[str] = []
     specs = all_topics()
     wanted = {spec.name: _partitions(spec, settings, partitions) for spec in specs}
-    with reachable(settings), admin_client(settings) as admin:
+    with (
+        reachable(settings),
+        admin_client(settings) as admin,
+        permitted(settings, "create and configure topics"),
+    ):
         present = _describe(admin, settings, specs)
         new = {
             settings.topic_prefix + spec.name: {
@@ -76,10 +83,17 @@ def describe_topics(settings: KafkaSettings) -> dict[str, TopicState]:
 
 
 def missing_topics(settings: KafkaSettings) -> list[str]:
-    """The catalogue's topics that are not on the broker, by catalogue name."""
+    """The catalogue's topics that are not on the broker, by catalogue name.
+
+    Of those that this client may not see the broker does not say whether they are there; they do
+    not count as missing.
+    """
+    names = {settings.topic_prefix + spec.name: spec.name for spec in all_topics()}
     with reachable(settings), admin_client(settings) as admin:
-        present = set(admin.list_topics())
-    return [spec.name for spec in all_topics() if settings.topic_prefix + spec.name not in present]
+        described = admin.describe_topics(list(names))
+    absent = UnknownTopicOrPartitionError.errno
+    missing = {names[one["name"]] for one in described if one["error_code"] == absent}
+    return [name for name in names.values() if name in missing]
 
 
 def _partitions(spec: TopicSpec, settings: KafkaSettings, override: int | None) -> int:
