@@ -25,8 +25,10 @@ SUMMARIES = {
     "dlq": "List, show, replay and drop dead letters.",
     "doctor": "Check Java, ports, disk, memory, model and broker.",
     "feedback": "Say what you think of a result; have it forgotten.",
+    "gateway": "Serve the HTTP API.",
     "generate": "Ask for one completion.",
     "kafka": "Start, stop and inspect the embedded Kafka broker.",
+    "keys": "Create, list, rotate and revoke API keys.",
     "models": "Build, publish, list, compare and verify model versions.",
     "models.replay": "Put past requests to a version, and compare its answers.",
     "pile": "Prepare, inspect and count text for training.",
@@ -34,7 +36,7 @@ SUMMARIES = {
     "rollouts": "Watch canaries: promote, hold or roll back; show their figures.",
     "topics": "Apply and show the topic catalogue.",
     "trainer": "Train on feedback, or from scratch.",
-    "up": "Run broker, worker, trainer and rollout controller in the foreground.",
+    "up": "Run the whole platform in the foreground.",
     "worker": "Run a stream worker.",
 }
 
