@@ -39,6 +39,12 @@ TOKEN_USAGE: Histogram = _METER.create_histogram(
     description="Tokens of one request, by gen_ai.token.type.",
     explicit_bucket_boundaries_advisory=TOKEN_COUNTS,
 )
+HTTP_REQUEST_DURATION: Histogram = _METER.create_histogram(
+    "http.server.request.duration",
+    unit="s",
+    description="From a gateway's receipt of a call to the end of its answer, by route and status.",
+    explicit_bucket_boundaries_advisory=REQUEST_SECONDS,
+)
 REQUESTS_IN_FLIGHT: UpDownCounter = _METER.create_up_down_counter(
     "feedloom.worker.requests.in_flight",
     unit="{request}",

@@ -11,7 +11,7 @@ from infra.contracts.bus import Bus
 from infra.contracts.events import GenerationChunk, GenerationRequest, GenerationResult
 from producers.client import GenerationClient
 from producers.errors import ResultTimeout
-from producers.handle import LATE_CHUNKS_S, GenerationHandle
+from producers.handle import COMPLETE, LATE_CHUNKS_S, GenerationHandle
 
 
 class AsyncGenerationHandle:
@@ -50,6 +50,30 @@ class AsyncGenerationHandle:
             if ended:
                 return
             await self._wait(deadline, timeout_s)
+
+    async def follow(
+        self, idle_s: float
+    ) -> AsyncIterator[GenerationChunk | GenerationResult | None]:
+        """Every chunk in order, then the result; ``None`` after each silence of at most
+        ``idle_s``.
+
+        It does not time out: whoever follows decides. Raises as :meth:`stream` otherwise.
+        """
+        while True:
+            self._changed.clear()
+            chunks, ended = self._handle.take()
+            for chunk in chunks:
+                yield chunk
+            result = self._handle.outcome()
+            # Of an answer that failed, nobody needs the last chunks.
+            if result is not None and (ended or result.finish_reason not in COMPLETE):
+                yield result
+                return
+            try:
+                # Bounded, since an overdue last chunk ends a stream by time alone.
+                await asyncio.wait_for(self._changed.wait(), min(idle_s, LATE_CHUNKS_S))
+            except TimeoutError:
+                yield None
 
     async def result(self, timeout_s: float = 120.0) -> GenerationResult:
         """See :meth:`GenerationHandle.result`."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 import msgspec
@@ -24,7 +24,7 @@ from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Reader, Record, RecordPosition
-from infra.contracts.errors import ContractError, FeedloomError
+from infra.contracts.errors import ConfigurationError, ContractError, FeedloomError
 from infra.contracts.events import (
     ChatMessage,
     GenerationCancellation,
@@ -51,10 +51,18 @@ class GenerationClient:
     """A context manager. ``source`` names the publishing service in CloudEvents headers.
 
     With ``cancel_on_close`` leaving it asks the workers to stop what is still outstanding, as
-    nobody will read it.
+    nobody will read it. ``reply_partition`` of the chunk topic is where answers are to be written;
+    any, if none is named.
     """
 
-    def __init__(self, bus: Bus, *, source: str, cancel_on_close: bool = False) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        source: str,
+        cancel_on_close: bool = False,
+        reply_partition: int | None = None,
+    ) -> None:
         self._source = source
         self._cancel_on_close = cancel_on_close
         self._lock = threading.Lock()
@@ -62,7 +70,13 @@ class GenerationClient:
         self._closing = threading.Event()
         self._publisher = bus.publisher(client_id=source)
         count = len(bus.end_offsets(catalogue.CHUNKS.name))
-        self.reply_partition = random.randrange(count)
+        if reply_partition is not None and reply_partition >= count:
+            raise ConfigurationError(
+                f"{catalogue.CHUNKS.name} has {count} partitions, and no {reply_partition}"
+            )
+        self.reply_partition = (
+            random.randrange(count) if reply_partition is None else reply_partition
+        )
         self._routers = {
             spec.name: BoundedLoadRouter(len(bus.end_offsets(spec.name)))
             for spec in (catalogue.REQUESTS, catalogue.REQUESTS_BATCH)
@@ -91,7 +105,7 @@ class GenerationClient:
         prompt: str = "",
         *,
         model: str = "default",
-        sampling: SamplingParameters | None = None,
+        sampling: SamplingParameters | Mapping[str, Any] | None = None,
         messages: Sequence[ChatMessage] = (),
         affinity_key: str | None = None,
         batch: bool = False,
@@ -100,11 +114,16 @@ class GenerationClient:
         user: str | None = None,
         metadata: Mapping[str, str] | None = None,
         request_id: str | None = None,
+        submit_id: str | None = None,
+        reply_partition: int | None = None,
     ) -> GenerationHandle:
         """Publish one request; returns at once.
 
-        Without ``sampling`` the platform's settings ``sampling.*`` hold. ``messages`` make it a
-        conversation to be answered; ``prompt`` is then empty. Requests with one ``affinity_key`` (a
+        Without ``sampling`` the platform's settings ``sampling.*`` hold; with a mapping they hold
+        for the fields that it leaves out. A worker that gets both ids again answers once.
+        Chunks come here unless another ``reply_partition`` is named.
+        ``messages`` make it a conversation to be answered; ``prompt`` is then empty. Requests with
+        one ``affinity_key`` (a
         conversation, a tenant; ``affinity.prefix_key`` of a shared beginning) go to one worker,
         whose prefix cache knows them, unless that one has far more of
         this client's requests than the others. ``batch`` requests may wait: they run in what
@@ -117,14 +136,16 @@ class GenerationClient:
         now_ms = time.time_ns() // 1_000_000
         request = GenerationRequest(
             request_id=request_id or str(uuid4()),
-            submit_id=str(uuid4()),
+            submit_id=submit_id or str(uuid4()),
             prompt=prompt,
             created_at_ms=now_ms,
             model=model,
             messages=tuple(messages),
-            sampling=sampling or SamplingParameters(),
+            sampling=_all_fields(sampling),
             affinity_key=affinity_key,
-            reply=ReplyAddress(partition=self.reply_partition),
+            reply=ReplyAddress(
+                partition=self.reply_partition if reply_partition is None else reply_partition
+            ),
             deadline_ms=None if ttl_s is None else now_ms + int(1000 * ttl_s),
             tenant=tenant,
             user=user,
@@ -161,12 +182,29 @@ class GenerationClient:
             future = self._publisher.publish(
                 topic,
                 key=key.encode(),
-                value=codec.encode(request) if sampling else _without_sampling(request),
+                value=_encode(request, sampling),
                 headers=inject(headers),
                 partition=None if handle.route is None else handle.route[1],
             )
+        handle.written = future
         future.add_done_callback(lambda done: self._published(handle, done))
         return handle
+
+    def cancel(self, request_id: str, reason: str | None = None) -> Future[RecordPosition]:
+        """Ask the workers to stop any request; ends when that is written."""
+        return self._cancel(request_id, reason)
+
+    def forget(self, request_id: str) -> None:
+        """Nobody waits for this request any more."""
+        with self._lock:
+            handle = self._open.pop(request_id, None)
+            if handle is not None:
+                self._arrived(handle)
+
+    @property
+    def alive(self) -> bool:
+        """Whether answers are still read."""
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def outstanding(self) -> int:
@@ -203,11 +241,11 @@ class GenerationClient:
     ) -> None:
         self.close()
 
-    def _cancel(self, request_id: str, reason: str | None) -> None:
+    def _cancel(self, request_id: str, reason: str | None) -> Future[RecordPosition]:
         event = GenerationCancellation(
             request_id=request_id, created_at_ms=time.time_ns() // 1_000_000, reason=reason
         )
-        self._publisher.publish(
+        return self._publisher.publish(
             catalogue.CANCELLATIONS.name,
             key=request_id.encode(),
             value=codec.encode(event),
@@ -295,9 +333,21 @@ class GenerationClient:
             self._open.pop(handle.request.request_id, None)
 
 
-def _without_sampling(request: GenerationRequest) -> bytes:
-    """Encoded so that the platform's defaults hold, which may change while it waits."""
+def _all_fields(given: SamplingParameters | Mapping[str, Any] | None) -> SamplingParameters:
+    if isinstance(given, SamplingParameters):
+        return given
+    return msgspec.convert(given or {}, SamplingParameters)
+
+
+def _encode(
+    request: GenerationRequest, given: SamplingParameters | Mapping[str, Any] | None
+) -> bytes:
+    """Without the fields for which the platform's defaults hold: they may change while it waits."""
+    if isinstance(given, SamplingParameters):
+        return codec.encode(request)
     document = msgspec.to_builtins(request)
-    del document["sampling"]
+    document["sampling"] = {name: document["sampling"][name] for name in given or {}}
+    if not document["sampling"]:
+        del document["sampling"]
     encoded: bytes = msgspec.json.encode(document)
     return encoded

@@ -6,12 +6,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
 from infra.contracts.assembly import ChunkAssembler
-from infra.contracts.events import GenerationChunk, GenerationRequest, GenerationResult
+from infra.contracts.bus import RecordPosition
+from infra.contracts.events import (
+    FinishReason,
+    GenerationChunk,
+    GenerationRequest,
+    GenerationResult,
+)
 from producers.errors import ResultTimeout
 
 LATE_CHUNKS_S = 5.0
+COMPLETE: frozenset[FinishReason] = frozenset({"stop", "length"})
+"""How an answer ends that is whole."""
 
 
 class GenerationHandle:
@@ -21,7 +30,7 @@ class GenerationHandle:
     """
 
     def __init__(
-        self, request: GenerationRequest, *, trace_id: str, cancel: Callable[[str | None], None]
+        self, request: GenerationRequest, *, trace_id: str, cancel: Callable[[str | None], object]
     ) -> None:
         self.request = request
         self.trace_id = trace_id
@@ -29,6 +38,8 @@ class GenerationHandle:
         self.arrivals: list[tuple[float, int]] = []
         self.route: tuple[str, int] | None = None
         """Topic and partition, while a router counts this request as outstanding there."""
+        self.written: Future[RecordPosition] = Future()
+        """Ends when the broker has the request."""
         self._cancel = cancel
         self._changed = threading.Condition()
         self._assembler = ChunkAssembler()

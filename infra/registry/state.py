@@ -47,8 +47,8 @@ class RegistryState:
         return list(self._versions.get(model, {}).values())
 
     def models(self) -> list[str]:
-        """Every model with a version, sorted."""
-        return sorted(model for model, versions in self._versions.items() if versions)
+        """Every model with a version, sorted. Safe while another thread applies events."""
+        return sorted(model for model, versions in list(self._versions.items()) if versions)
 
     def rollout(self, model: str) -> RolloutChanged | None:
         """The newest rollout of a model."""

@@ -48,7 +48,8 @@ class WorkersWatcher:
         """The workers that serve a model and have said so within ``silent_ms`` (two clocks)."""
         return {
             one.worker_id
-            for one in self.reports.values()
+            # A copy: another thread may take in reports meanwhile.
+            for one in list(self.reports.values())
             if one.state in ("starting", "ready")
             and model in one.versions
             and now_ms - one.reported_at_ms <= silent_ms

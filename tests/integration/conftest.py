@@ -1,13 +1,18 @@
-"""Worker processes on the real broker, with the engine in memory."""
+"""Worker and gateway processes on the real broker."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import httpx
 import pytest
 
 from infra.contracts import catalogue, codec
@@ -20,6 +25,7 @@ from infra.local.watch import PlatformWatch
 from infra.registry.client import publish_rollout, publish_version
 from infra.registry.store import ArtifactStore
 from infra.settings import KafkaSettings
+from producers.gateway.presence import live_gateways
 
 
 class Workers:
@@ -119,11 +125,78 @@ class Workers:
         self.watch.close()
 
 
+class Gateways:
+    """Starts gateways and stops them."""
+
+    def __init__(self, bus: KafkaBus, kafka: KafkaSettings, home: Path) -> None:
+        self._bus = bus
+        self._kafka = kafka
+        self._home = home
+        self.children: list[Child] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "FEEDLOOM_HOME": str(self._home),
+            "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": self._kafka.bootstrap_servers or "",
+            "FEEDLOOM_KAFKA__TOPIC_PREFIX": self._kafka.topic_prefix,
+        }
+
+    def start(self) -> tuple[str, Child]:
+        """Its address, once it is ready."""
+        name = f"gateway-{len(self.children)}"
+        child = Child(
+            name,
+            feedloom_command(["gateway", "--port", "0"]),
+            log=self._home / f"{name}.log",
+            environment={**self.environment, "FEEDLOOM_GATEWAY__GATEWAY_ID": name},
+        )
+        self.children.append(child)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            child.check()
+            for one in live_gateways(self._bus, now_ms=time.time_ns() // 1_000_000):
+                if one.gateway_id == name:
+                    with suppress(httpx.TransportError):
+                        if httpx.get(f"{one.url}/readyz").status_code == 200:
+                            return one.url, child
+            time.sleep(0.05)
+        raise AssertionError(f"{name} did not become ready")
+
+    def key(self, tenant: str, *roles: str) -> str:
+        """A new API key, made by the command."""
+        options = [word for role in roles for word in ("--role", role)]
+        made = subprocess.run(
+            feedloom_command(["keys", "create", "--tenant", tenant, "--name", "test", *options]),
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return made.stdout.strip()
+
+    def close(self) -> None:
+        for child in self.children:
+            if child.exit_status is None:
+                child.stop(30)
+
+
 @pytest.fixture
 def workers(
     kafka_bus: KafkaBus, kafka_settings: KafkaSettings, tmp_path: Path
 ) -> Iterator[Workers]:
     running = Workers(kafka_bus, kafka_settings, tmp_path)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def gateways(
+    kafka_bus: KafkaBus, kafka_settings: KafkaSettings, tmp_path: Path
+) -> Iterator[Gateways]:
+    running = Gateways(kafka_bus, kafka_settings, tmp_path)
     try:
         yield running
     finally:

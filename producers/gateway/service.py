@@ -1,0 +1,446 @@
+"""A call's way through the platform: admitted, submitted, followed, ended.
+
+Knows requests and answers; nothing of HTTP but the errors that a caller is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from infra.contracts import catalogue
+from infra.contracts.bus import Bus
+from infra.contracts.config_sections import TenantConfig
+from infra.contracts.errors import FeedloomError
+from infra.contracts.events import AdmissionAsked, GenerationResult
+from infra.identity.principal import Principal
+from infra.settings import GatewaySettings
+from producers.aio import AsyncGenerationHandle
+from producers.client import GenerationClient
+from producers.gateway import identifiers
+from producers.gateway.admissions import Admissions
+from producers.gateway.errors import ApiError, invalid, not_found, timed_out, unavailable
+from producers.gateway.identifiers import Kind, RequestId
+from producers.gateway.ledger import Admitted, Duplicate, Refused
+from producers.gateway.questions import Question
+from producers.gateway.token_log import Item, TokenLog
+from producers.gateway.views import Views
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 2.0
+"""A worker says itself that a deadline has passed; only after this is it said for it."""
+WRITTEN_S = 5.0
+LEASE_MARGIN_S = 10.0
+IDEMPOTENCY_KEY_LIMIT = 255
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One accepted call. ``items`` yields chunks in order, ``None`` in silence, then the result."""
+
+    request: RequestId
+    question: Question
+    items: AsyncIterator[Item]
+    replayed: bool
+
+
+class GatewayService:
+    """One replica. Made in a thread (it connects); used in one event loop."""
+
+    def __init__(self, bus: Bus, views: Views, settings: GatewaySettings, *, source: str) -> None:
+        self.views = views
+        self._settings = settings
+        self._client = GenerationClient(
+            bus, source=source, reply_partition=settings.reply_partition
+        )
+        self._admissions = Admissions(bus, source=source)
+        self._chunk_partitions = len(bus.end_offsets(catalogue.CHUNKS.name))
+        self._bus = bus
+        self._token_log: TokenLog | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def settings(self) -> GatewaySettings:
+        """As this replica was started with."""
+        return self._settings
+
+    @property
+    def token_log(self) -> TokenLog:
+        """Lookups by id."""
+        if self._token_log is None:
+            self._token_log = TokenLog(self._bus)
+        return self._token_log
+
+    @property
+    def reply_partition(self) -> int:
+        """Where the workers write the chunks of what this replica asks."""
+        return self._client.reply_partition
+
+    @property
+    def open_requests(self) -> int:
+        """Requests of this replica that have no result yet."""
+        return self._client.outstanding
+
+    def fault(self) -> str | None:
+        """Why this replica cannot serve; ``None`` when it can."""
+        if self.views.fault is not None:
+            return self.views.fault
+        if not self._client.alive:
+            return "answers can no longer be read"
+        if not self._admissions.alive:
+            return "the admission log can no longer be read"
+        if not any(self.views.serving(model) for model in self.views.registry.models()):
+            return "no worker serves a model"
+        return None
+
+    async def ask(
+        self, principal: Principal, kind: Kind, question: Question, *, idempotency_key: str | None
+    ) -> Call:
+        """Admit and submit. Raises ApiError with what stands against it."""
+        self._check(principal, question)
+        request = identifiers.mint(
+            kind,
+            tenant=principal.tenant,
+            model=question.model,
+            partition=self._client.reply_partition,
+            created_at_ms=time.time_ns() // 1_000_000,
+        )
+        timeout_s = question.timeout_s or self._settings.request_timeout_s
+        limits = self.views.config.tenant(principal.tenant)
+        counted = idempotency_key is not None or _limited(limits)
+        if counted:
+            first = await self._admit(
+                principal, request, question, limits, timeout_s, idempotency_key
+            )
+            if first is not None:
+                return await self._again(principal, first, question, timeout_s)
+        handle, written = await self._submit(
+            principal, request, question, timeout_s, keyed=idempotency_key is not None
+        )
+        if question.background:
+            self._settle(principal, request, handle, counted=counted)
+            await self._written(written)
+            return Call(request=request, question=question, items=_nothing(), replayed=False)
+        return Call(
+            request=request,
+            question=question,
+            items=self._live(
+                principal,
+                request,
+                handle,
+                written,
+                timeout_s,
+                counted=counted,
+                cancel=idempotency_key is None,
+            ),
+            replayed=False,
+        )
+
+    def find(self, principal: Principal, text: str) -> RequestId:
+        """A request of this tenant. Raises ApiError 404, also for another tenant's."""
+        request = identifiers.parse(text)
+        if (
+            request is None
+            or request.partition >= self._chunk_partitions
+            or not request.belongs_to(principal.tenant)
+        ):
+            raise not_found(f"there is no request {text!r}")
+        return request
+
+    def model_of(self, request: RequestId) -> str:
+        """The model that was asked; its digest if there is no such model any more."""
+        found = request.model_of(self.views.registry.models())
+        return request.model_digest.hex() if found is None else found
+
+    async def cancel(self, request: RequestId, reason: str) -> None:
+        """Ask the workers to stop it; returns when that is written. Raises ApiError 503."""
+        await self._written(self._client.cancel(request.text, reason))
+
+    async def close(self) -> None:
+        """Stop following; what runs goes on, and any replica can be asked for it."""
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._token_log is not None:
+            await asyncio.to_thread(self._token_log.close)
+        await asyncio.to_thread(self._client.close)
+        await asyncio.to_thread(self._admissions.close)
+
+    def _check(self, principal: Principal, question: Question) -> None:
+        principal.require_model(question.model)
+        if self.views.registry.rollout(question.model) is None:
+            raise not_found(
+                f"there is no model {question.model!r}; GET /v1/models lists them",
+                code="model_not_found",
+            )
+        if question.characters > self._settings.max_prompt_characters:
+            raise invalid(
+                f"the prompt has {question.characters} characters; "
+                f"{self._settings.max_prompt_characters} may be",
+                code="prompt_too_long",
+            )
+        if self.views.fault is not None or not self._client.alive:
+            raise unavailable("this gateway has lost its connection to Kafka", code="broker_gone")
+        if not self.views.serving(question.model):
+            raise unavailable(f"no worker serves {question.model!r} now", code="no_worker")
+        allowed = self.views.config.gateway.max_lag
+        if self.views.lag > allowed:
+            raise ApiError(
+                429,
+                f"{self.views.lag} requests wait for a worker; more than {allowed} may not",
+                code="overloaded",
+                retry_after_s=2.0,
+            )
+
+    async def _admit(
+        self,
+        principal: Principal,
+        request: RequestId,
+        question: Question,
+        limits: TenantConfig,
+        timeout_s: float,
+        key: str | None,
+    ) -> RequestId | None:
+        """``None``: it may run. Otherwise the request that has its key."""
+        decision = await self._admissions.ask(
+            AdmissionAsked(
+                tenant=principal.tenant,
+                request_id=request.text,
+                tokens=question.tokens_at_most(self.views.config.sampling),
+                lease_ms=int(1000 * (timeout_s + LEASE_MARGIN_S)),
+                requests_per_minute=limits.requests_per_minute,
+                tokens_per_minute=limits.tokens_per_minute,
+                concurrent_requests=limits.concurrent_requests,
+                idempotency_key=None if key is None else _digest(key.encode()),
+                fingerprint=None if key is None else _fingerprint(request.kind, question),
+            )
+        )
+        match decision:
+            case Admitted():
+                return None
+            case Duplicate(request_id, True):
+                first = identifiers.parse(request_id)
+                assert first is not None, "the log holds ids that a gateway made"
+                return first
+            case Duplicate():
+                raise ApiError(
+                    422,
+                    "the Idempotency-Key was used with another body",
+                    code="idempotency_key_reused",
+                )
+            case Refused() as refused:
+                raise _over_quota(refused)
+
+    async def _submit(
+        self,
+        principal: Principal,
+        request: RequestId,
+        question: Question,
+        timeout_s: float,
+        *,
+        keyed: bool,
+    ) -> tuple[AsyncGenerationHandle, Future[Any]]:
+        handle = await asyncio.to_thread(
+            self._client.submit,
+            question.prompt,
+            model=question.model,
+            sampling=question.sampling,
+            messages=question.messages,
+            # One with a key may be submitted twice: to the same worker, then, which sees that.
+            affinity_key=None if keyed else question.affinity_key,
+            ttl_s=timeout_s,
+            tenant=principal.tenant,
+            user=question.user,
+            metadata=question.metadata,
+            request_id=request.text,
+            submit_id=request.text,
+            reply_partition=request.partition,
+        )
+        return AsyncGenerationHandle(handle), handle.written
+
+    async def _again(
+        self, principal: Principal, first: RequestId, question: Question, timeout_s: float
+    ) -> Call:
+        """Another call with a key that is taken gets the first one's answer."""
+        found = await self.token_log.look(first)
+        if not found.chunks and found.result is None:
+            # Its replica may have died in between. A worker that has it knows it by its ids; if
+            # it is this replica's, it is outstanding here and was submitted.
+            with suppress(ValueError):
+                await self._submit(principal, first, question, timeout_s, keyed=True)
+                self._client.forget(first.text)
+        return Call(
+            request=first,
+            question=question,
+            items=self.follow(first, timeout_s=timeout_s),
+            replayed=True,
+        )
+
+    async def follow(self, request: RequestId, *, timeout_s: float) -> AsyncIterator[Item]:
+        """The items of a request from its first, wherever it was submitted."""
+        deadline = time.monotonic() + timeout_s + GRACE_S
+        async for item in self.token_log.follow(request, idle_s=self._settings.keep_alive_s):
+            if item is None and time.monotonic() > deadline:
+                raise timed_out(f"no answer to {request.text} within {timeout_s:g} s")
+            yield item
+
+    async def _live(
+        self,
+        principal: Principal,
+        request: RequestId,
+        handle: AsyncGenerationHandle,
+        written: Future[Any],
+        timeout_s: float,
+        *,
+        counted: bool,
+        cancel: bool,
+    ) -> AsyncIterator[Item]:
+        """The items of a request of this replica; whoever stops reading early cancels it."""
+        now = time.monotonic()
+        deadline, unwritten = now + timeout_s + GRACE_S, now + WRITTEN_S
+        result: GenerationResult | None = None
+        try:
+            async for item in handle.follow(min(1.0, self._settings.keep_alive_s)):
+                if isinstance(item, GenerationResult):
+                    result = item
+                elif item is None:
+                    now = time.monotonic()
+                    if now > deadline:
+                        raise timed_out(f"no answer to {request.text} within {timeout_s:g} s")
+                    if not written.done() and now > unwritten:
+                        raise unavailable("Kafka does not take requests", code="broker_gone")
+                yield item
+        except ApiError:
+            raise
+        except FeedloomError as error:
+            raise unavailable(f"the request was lost: {error}", code="broker_gone") from error
+        finally:
+            if result is not None or cancel:
+                self._end(principal, request, result, counted=counted)
+                if result is None:
+                    self._client.cancel(request.text, "the caller went away")
+                self._client.forget(request.text)
+            else:
+                # The caller means to come back with its key.
+                self._settle(principal, request, handle, counted=counted)
+
+    def _settle(
+        self,
+        principal: Principal,
+        request: RequestId,
+        handle: AsyncGenerationHandle,
+        *,
+        counted: bool,
+    ) -> None:
+        """See a request to its end that nobody follows here."""
+
+        async def settle() -> None:
+            result = None
+            try:
+                result = await handle.result(self._settings.max_timeout_s)
+            except FeedloomError as error:
+                log.warning("%s was not seen to its end: %s", request.text, error)
+            finally:
+                self._client.forget(request.text)
+                self._end(principal, request, result, counted=counted)
+
+        task = asyncio.create_task(settle())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _end(
+        self,
+        principal: Principal,
+        request: RequestId,
+        result: GenerationResult | None,
+        *,
+        counted: bool,
+    ) -> None:
+        if counted:
+            # Nobody knows what one without a result has used: what was reserved stands.
+            tokens = None if result is None else result.prompt_tokens + result.output_tokens
+            self._admissions.end(principal.tenant, request.text, tokens)
+
+    async def _written(self, future: Future[Any]) -> None:
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(future), WRITTEN_S)
+        except (TimeoutError, FeedloomError) as error:
+            raise unavailable("Kafka does not take records", code="broker_gone") from error
+
+
+async def whole_answer(items: AsyncIterator[Item]) -> GenerationResult:
+    """The result at the end of the items."""
+    async for item in items:
+        if isinstance(item, GenerationResult):
+            return item
+    raise unavailable("the answer ended without a result", code="engine_error")
+
+
+async def _nothing() -> AsyncIterator[Item]:
+    return
+    yield
+
+
+def _limited(limits: TenantConfig) -> bool:
+    return any(
+        limit is not None
+        for limit in (
+            limits.requests_per_minute,
+            limits.tokens_per_minute,
+            limits.concurrent_requests,
+        )
+    )
+
+
+def _over_quota(refused: Refused) -> ApiError:
+    names = {
+        "requests_per_minute": "requests a minute",
+        "tokens_per_minute": "tokens a minute",
+        "concurrent_requests": "requests at once",
+    }
+    limit = f"{refused.allowed} {names[refused.limit]}"
+    if refused.retry_after_s is None:
+        return invalid(
+            f"the request may take more than the tenant's whole quota of {limit}: ask for fewer "
+            "tokens",
+            code="request_exceeds_quota",
+            param="max_tokens",
+        )
+    return ApiError(
+        429,
+        f"the tenant's quota of {limit} is used up",
+        code="rate_limit_exceeded",
+        retry_after_s=refused.retry_after_s,
+    )
+
+
+def _fingerprint(kind: Kind, question: Question) -> str:
+    """Of what is asked; not of how the answer is to be delivered."""
+    return _digest(
+        msgspec.json.encode(
+            [
+                kind,
+                question.model,
+                question.prompt,
+                question.messages,
+                question.sampling,
+                question.user,
+                question.metadata,
+            ],
+            order="deterministic",
+        )
+    )
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()

@@ -1,0 +1,48 @@
+"""The running gateway against its own description, by a tool that looks for disagreement."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from infra.testing import InMemoryBus
+from tests.gateway import KnownKeys, ScriptedWorker, running_gateway, seed
+
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+UNSAID = ",".join(
+    [
+        # Which fields contradict each other a schema does not say: such a body is refused.
+        "positive_data_acceptance",
+        # A request that was stopped by DELETE can still be looked at, as one that ended.
+        "use_after_free",
+    ]
+)
+
+
+def test_calls_and_answers_are_as_described(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        bus = InMemoryBus()
+        seed(bus)
+        stack.callback(ScriptedWorker(bus).close)
+        files = str(tmp_path / "files")
+        gateway = stack.enter_context(
+            running_gateway(bus, KnownKeys.of("acme"), files_url=files, max_upload_bytes=100_000)
+        )
+        checked = subprocess.run(
+            [
+                *(str(SCHEMATHESIS), "run", f"{gateway.url}/openapi.json"),
+                *("--header", "Authorization: Bearer key-acme"),
+                *("--phases", "examples,coverage,fuzzing,stateful"),
+                *("--max-examples", "15", "--generation-database", "none"),
+                *("--checks", "all", "--exclude-checks", UNSAID, "--no-color"),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    assert checked.returncode == 0, checked.stdout[-6000:] + checked.stderr[-2000:]
+    assert "generated" in checked.stdout
