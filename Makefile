@@ -13,7 +13,7 @@ UV := .feedloom/tools/bin/uv
 STAMP := .venv/.installed-$(ACCELERATOR)
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo browser test lint format bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,7 +37,19 @@ $(STAMP): $(UV) $(REQUIREMENTS) pyproject.toml
 demo: $(STAMP) ## run the whole loop on real Kafka and real vLLM, and print a report
 	@$(BIN)/feedloom demo $(ARGS)
 
-test: $(STAMP) ## run the whole suite (ARGS go to pytest)
+# The console is tested in a real browser. Where this may install one it does; elsewhere those tests
+# say what is missing.
+browser:
+	@command -v chromium >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "==> chromium, for the console's tests"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
+	else \
+		echo "no chromium on PATH: the console's tests will fail; on Debian or Ubuntu: sudo apt-get install chromium" >&2; \
+	fi
+
+test: $(STAMP) browser ## run the whole suite (ARGS go to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import-linter

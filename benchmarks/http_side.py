@@ -80,6 +80,23 @@ class HttpSide:
         raise Broken("a stream ended without its end mark")
 
 
+def over_http(
+    base: str, load: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> Window:
+    """Apply a load to the server at ``base``."""
+
+    async def run() -> Window:
+        # The server closes a connection that has been idle for 5 s: use none that is about to.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=headers
+        ) as session:
+            return await drive(load)(HttpSide(session, f"{base}/v1/completions"))
+
+    return asyncio.run(run())
+
+
 class VllmServe:
     """``vllm serve`` as a child; implements ``turns.Contestant``.
 
@@ -139,16 +156,9 @@ class VllmServe:
         thaw(self.child.pid)
         try:
             self.child.check()
-            return asdict(asyncio.run(self._turn(load)))
+            return asdict(over_http(self._base, load))
         finally:
             freeze_idle(self.child)
-
-    async def _turn(self, load: Mapping[str, Any]) -> Window:
-        # The server closes a connection that has been idle for 5 s: use none that is about to.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
-        timeout = aiohttp.ClientTimeout(total=None)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-            return await drive(load)(HttpSide(session, f"{self._base}/v1/completions"))
 
     def log_tail(self) -> str:
         """See ``turns.Contestant``."""

@@ -335,6 +335,7 @@ def _no_figures(figures: Mapping[str, Any]) -> Iterable[str]:
 _FIGURES = {
     "bench_overhead": _overhead,
     "bench_http_peer": _peer,
+    "bench_gateway": _peer,
     "bench_dispatch": _dispatch,
     "bench_scale": _scale,
     "bench_backlog": _backlog,

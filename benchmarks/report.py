@@ -23,6 +23,8 @@ from infra.tether import tethered
 ORDER = (
     "bench_overhead",
     "bench_http_peer",
+    "bench_gateway",
+    "bench_gateway_soak",
     "bench_dispatch",
     "bench_scale",
     "bench_backlog",

@@ -160,6 +160,15 @@ class Deployment:
         self._started = 0
         self._revision = 0
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the ``feedloom`` commands that belong to it."""
+        return {
+            "FEEDLOOM_HOME": str(self.stage.home),
+            "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": self.stage.bootstrap_servers,
+            "FEEDLOOM_KAFKA__TOPIC_PREFIX": self.kafka.topic_prefix,
+        }
+
     def publish_model(
         self, directory: Path | None = None, *, version: str = "1", base: str | None = None
     ) -> None:
@@ -217,9 +226,7 @@ class Deployment:
         name = f"{self.kafka.topic_prefix}worker-{self._started}"
         self._started += 1
         environment = {
-            "FEEDLOOM_HOME": str(self.stage.home),
-            "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": self.stage.bootstrap_servers,
-            "FEEDLOOM_KAFKA__TOPIC_PREFIX": self.kafka.topic_prefix,
+            **self.environment,
             "FEEDLOOM_WORKER__WORKER_ID": name,
             **{f"FEEDLOOM_WORKER__{key.upper()}": str(value) for key, value in settings.items()},
         }

@@ -11,6 +11,11 @@ from trainer.packing import Block, document, fill
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PADDING)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if not loop.last %}{{ '\n\n' }}{% endif %}{% endfor %}"
+)
+"""For a model that was taught no roles: the turns one after the other, to be continued."""
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, context: int) -> Any:
@@ -39,6 +44,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, context: int) -> A
         pad_token=PADDING,
         model_max_length=context,
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
     )
 
 

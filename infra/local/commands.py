@@ -11,7 +11,10 @@ import click
 @click.command()
 @click.option("--quiet", is_flag=True, help="No progress, only problems.")
 def up(quiet: bool) -> None:
-    """Run broker, worker, trainer and rollout controller; Ctrl-C drains and stops them all."""
+    """Run the whole platform in the foreground; Ctrl-C drains and stops all of it.
+
+    Broker, worker, trainer, rollout controller and gateway.
+    """
     from infra.local.platform import LocalPlatform
     from infra.settings import load_settings
 
@@ -29,9 +32,15 @@ def up(quiet: bool) -> None:
     say = (lambda line: None) if quiet else click.echo
     signal.signal(signal.SIGINT, ask_to_stop)
     signal.signal(signal.SIGTERM, ask_to_stop)
-    with LocalPlatform(load_settings(), say, quiet=quiet) as platform:
+    settings = load_settings()
+    with LocalPlatform(settings, say, quiet=quiet, gateway=True) as platform:
         started = True
         click.echo('ready. In another terminal: feedloom generate "PROMPT" --stream')
+        click.echo(
+            f"HTTP API and console: http://{settings.gateway.host}:{settings.gateway.port}/console"
+            " (a key: feedloom keys create --tenant me --name me --role caller --role feedback"
+            " --role operator)"
+        )
         versions: dict[str, str] = {}
         while not stop.is_set():
             platform.check()

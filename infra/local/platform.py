@@ -1,19 +1,19 @@
 """The whole platform on this machine, brought up in order and taken down in reverse.
 
 Broker (unless the settings name one), topics, the embedded default model, a worker, a trainer,
-the rollout controller.
+the rollout controller, and the gateway if it is asked for.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from infra.contracts.errors import FatalError
 from infra.kafka.broker import EmbeddedBroker
-from infra.kafka.bus import KafkaBus
+from infra.kafka.bus import KafkaBus, resolve_kafka
 from infra.kafka.topics import apply_catalogue
 from infra.local.supervisor import Supervisor, feedloom_command
 from infra.local.watch import PlatformWatch
@@ -35,13 +35,16 @@ class LocalPlatform:
         *,
         environment: Mapping[str, str] | None = None,
         quiet: bool = False,
+        gateway: bool = False,
     ) -> None:
         self.settings = settings
         self._say = say
         self._quiet = quiet
+        self._gateway = gateway
         self._extra = dict(environment or {})
         self._broker: EmbeddedBroker | None = None
         self._owns_broker = False
+        self._secured = False
         self._supervisor: Supervisor | None = None
         self._bus: KafkaBus | None = None
         self._watch: PlatformWatch | None = None
@@ -59,7 +62,7 @@ class LocalPlatform:
         return self._watch
 
     def check(self) -> None:
-        """Raise ChildStopped if the worker, the trainer or the rollout controller has ended."""
+        """Raise ChildStopped if a service has ended."""
         assert self._supervisor is not None, "start() first"
         self._supervisor.check()
 
@@ -80,10 +83,12 @@ class LocalPlatform:
             stop_timeout_s=self.settings.worker.drain_timeout_s + STOP_MARGIN_S,
         )
         # The worker imports vLLM while the model is built or registered, and waits for it.
-        self._supervisor.start("worker", ["worker"])
+        self._start("worker", ["worker"], user="worker")
         self._bootstrap(environment)
-        self._supervisor.start("trainer", ["trainer", "run"])
-        self._supervisor.start("rollouts", ["rollouts", "run"])
+        self._start("trainer", ["trainer", "run"], user="trainer")
+        self._start("rollouts", ["rollouts", "run"], user="rollouts")
+        if self._gateway:
+            self._start("gateway", ["gateway"], user="console")
         model = self.settings.worker.model
         self._say(f"waiting for the worker to load {model} (log: {self.settings.logs}/worker.log)")
         seconds = self._watch.wait_for(
@@ -127,8 +132,9 @@ class LocalPlatform:
         )
         self._owns_broker = self._broker.status() is None
         status = self._broker.start(progress=self._say, attached=True)
+        self._secured = status.secured
         self._say(f"Kafka at {status.bootstrap_servers} (pid {status.pid})")
-        return kafka.model_copy(update={"bootstrap_servers": status.bootstrap_servers})
+        return resolve_kafka(self.settings)
 
     def _bootstrap(self, environment: Mapping[str, str]) -> None:
         command = feedloom_command(["models", "bootstrap", *(["--quiet"] if self._quiet else [])])
@@ -138,8 +144,15 @@ class LocalPlatform:
 
     def _child_environment(self, kafka: KafkaSettings) -> dict[str, str]:
         assert kafka.bootstrap_servers is not None
-        return {
-            "FEEDLOOM_HOME": str(self.settings.home),
-            "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
-            **self._extra,
-        }
+        environment = {"FEEDLOOM_HOME": str(self.settings.home), **self._extra}
+        if not self._secured:
+            # Of a secured one, children find address and password in the home.
+            environment["FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap_servers
+        return environment
+
+    def _start(self, name: str, arguments: Sequence[str], *, user: str) -> None:
+        """A service; on a secured broker it is ``user``, and has its rights only."""
+        assert self._supervisor is not None, "start() first"
+        self._supervisor.start(
+            name, arguments, {"FEEDLOOM_KAFKA__LOCAL_USER": user} if self._secured else None
+        )

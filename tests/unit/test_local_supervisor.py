@@ -155,10 +155,11 @@ def test_up_starts_every_service_once_the_model_is_there(
     )
     bus.publisher().publish("platform.workers", key=b"w", value=codec.encode(report))
     settings = Settings(home=tmp_path, kafka=KafkaSettings(bootstrap_servers="nowhere:1"))
-    with platform.LocalPlatform(settings, lambda line: None):
+    with platform.LocalPlatform(settings, lambda line: None, gateway=True):
         assert started == [
             ["worker", "worker"],
             ["bootstrap"],
             ["trainer", "trainer", "run"],
             ["rollouts", "rollouts", "run"],
+            ["gateway", "gateway"],
         ]

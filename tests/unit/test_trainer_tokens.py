@@ -544,3 +544,15 @@ def split(tokens: Sequence[int], positions: Sequence[int]) -> list[list[int]]:
             pieces.append([])
         pieces[-1].append(token)
     return pieces
+
+
+def test_a_conversation_is_its_turns_one_after_the_other(tmp_path: Path) -> None:
+    train_tokenizer(TEXTS, vocab_size=280, context=64).save_pretrained(tmp_path)
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "The csv module"},
+    ]
+    text = load_tokenizer(tmp_path).apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
+    assert text == "Be brief.\n\nThe csv module"

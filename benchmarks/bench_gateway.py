@@ -1,0 +1,124 @@
+"""The platform's HTTP interface beside `vllm serve`, under the same client load.
+
+Measured as in `bench_http_peer`, with the same sides of `vllm serve`; the platform's side is a
+gateway process, which takes an API key, in front of Kafka and a worker. All sides get the same
+calls over HTTP from the same client, aiohttp with server-sent events decoded by msgspec. While one
+side is loaded the others' processes are stopped. Every answer must be whole.
+
+Then a load generator that is not ours, `vllm bench serve`, sends 500 chat requests, 64 at a time,
+to the gateway; none may fail.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+from benchmarks.bench_http_peer import (
+    CLOSED,
+    HALF_LOAD_AT,
+    LATENCIES,
+    OPEN,
+    PEERS,
+    QUICK_CLOSED,
+    QUICK_OPEN,
+    TOKENS_TARGET,
+)
+from benchmarks.gateway_side import Gateway
+from benchmarks.harness import Broken, Report, Target, command
+from benchmarks.http_side import VllmServe
+from benchmarks.models import embedded_model
+from benchmarks.stage import Stage, thaw
+from benchmarks.stats import spread
+from benchmarks.turns import Contestant, condensed, take_turns, tokens_ratio
+
+FOREIGN_REQUESTS = 500
+FOREIGN_CONCURRENCY = 64
+FOREIGN_LIMIT_S = 600
+
+
+def measure(report: Report) -> None:
+    """See the module."""
+    rounds = 1 if report.quick else 3
+    closed, opened = (QUICK_CLOSED, QUICK_OPEN) if report.quick else (CLOSED, OPEN)
+    model = embedded_model()
+    with Stage() as stage:
+        place = stage.deployment("gateway")
+        place.publish_model(model)
+        report.say("starting the gateway, its worker and the servers")
+        gateway = Gateway(place)
+        gateway.freeze()
+        sides: dict[str, Contestant] = {
+            "gateway": gateway,
+            "vllm serve": VllmServe(stage, model, tuned=False),
+            "vllm serve, tuned": VllmServe(stage, model, tuned=True),
+        }
+        load = closed[HALF_LOAD_AT]
+        report.say(f"closed loop, concurrency {HALF_LOAD_AT}")
+        windows = take_turns(sides, load, rounds, report.say)
+        found = report.figures[f"closed loop, concurrency {HALF_LOAD_AT}"] = condensed(windows)
+        for peer in PEERS:
+            report.ratio(
+                f"gateway / {peer}, tokens/s, concurrency {HALF_LOAD_AT}",
+                tokens_ratio(windows, "gateway", peer),
+                TOKENS_TARGET,
+            )
+        rate = min(side["requests_per_s"] for side in found.values()) / 2
+        report.say(f"open loop at half load, {rate:.1f} requests/s")
+        windows = take_turns(sides, {"rate_per_s": rate, **opened}, rounds, report.say)
+        report.figures["open loop at half load"] = {
+            "offered_requests_per_s": rate,
+            **condensed(windows),
+        }
+        for peer, (index, name, target) in product(PEERS, LATENCIES):
+            above, below = (
+                [window["ttft_ms"][index] for window in windows[side]] for side in ("gateway", peer)
+            )
+            difference = [a - b for a, b in zip(above, below, strict=True)]
+            report.ratio(
+                f"gateway - {peer}, TTFT {name} at half load, ms",
+                spread(difference)["median"],
+                target,
+            )
+        report.say(f"vllm bench serve: {FOREIGN_REQUESTS} requests")
+        failed = foreign(gateway, model, stage.home / "foreign.json")
+        report.ratio(
+            f"vllm bench serve: failed of {FOREIGN_REQUESTS}", float(failed), Target("<=", 0.0)
+        )
+
+
+def foreign(gateway: Gateway, model: Path, results: Path) -> int:
+    """How many requests of vLLM's own load generator failed."""
+    for child in (gateway.worker, gateway.child):
+        thaw(child.pid)
+    gateway.await_ready()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()"),
+            *("bench", "serve", "--backend", "openai-chat"),
+            *("--base-url", gateway.url, "--endpoint", "/v1/chat/completions"),
+            *("--model", "default", "--tokenizer", str(model)),
+            *("--dataset-name", "random", "--random-input-len", "24"),
+            *("--random-output-len", "48", "--num-prompts", str(FOREIGN_REQUESTS)),
+            *("--max-concurrency", str(FOREIGN_CONCURRENCY)),
+            *("--header", f"Authorization=Bearer {gateway.key}"),
+            *("--save-result", "--result-filename", str(results)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=FOREIGN_LIMIT_S,
+        check=False,
+    )
+    if done.returncode != 0 or not results.is_file():
+        raise Broken(f"vllm bench serve ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    found = json.loads(results.read_text())
+    return FOREIGN_REQUESTS - int(found["completed"])
+
+
+main = command(measure, name="bench_gateway", description=__doc__)
+
+if __name__ == "__main__":
+    main()
