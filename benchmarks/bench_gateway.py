@@ -38,6 +38,12 @@ from benchmarks.turns import Contestant, condensed, take_turns, tokens_ratio
 FOREIGN_REQUESTS = 500
 FOREIGN_CONCURRENCY = 64
 FOREIGN_LIMIT_S = 600
+FOREIGN = (
+    "import argparse; from vllm.benchmarks import serve; parser = argparse.ArgumentParser(); "
+    "serve.add_cli_args(parser); serve.main(parser.parse_args())"
+)
+"""`vllm bench serve`. The `vllm` command itself asks for the metadata of a package of that name, which
+the CPU build does not have, and ends."""
 
 
 def measure(report: Report) -> None:
@@ -97,8 +103,7 @@ def foreign(gateway: Gateway, model: Path, results: Path) -> int:
     gateway.await_ready()
     done = subprocess.run(
         [
-            *(sys.executable, "-c", "from vllm.entrypoints.cli.main import main; main()"),
-            *("bench", "serve", "--backend", "openai-chat"),
+            *(sys.executable, "-c", FOREIGN, "--backend", "openai-chat"),
             *("--base-url", gateway.url, "--endpoint", "/v1/chat/completions"),
             *("--model", "default", "--tokenizer", str(model)),
             *("--dataset-name", "random", "--random-input-len", "24"),

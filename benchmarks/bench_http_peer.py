@@ -3,8 +3,8 @@
 Measured: output tokens/s in a closed loop (the ratios), and time to first token in an open loop
 at half load: Poisson arrivals from a fixed seed, at half of the lowest of the sides' request rates
 in the closed loop at concurrency 64. Same model, prompts and lengths as `bench_overhead`. The
-server runs twice: as it comes, with the same `max_num_seqs`, KV cache and eager mode as the
-worker's engine, and *tuned*: also in one process, on cores of its own and with blocks of 32
+server runs twice: as it comes, with the same `max_num_seqs`, KV cache, number format and eager mode
+as the worker's engine, and *tuned*: also in one process, on cores of its own and with blocks of 32
 tokens, as the worker runs it. The client runs in this process on all sides, the SDK's asynchronous
 one or aiohttp with server-sent events decoded by msgspec. While one side is loaded the others'
 processes are stopped. Every answer must be whole, and on the platform every final result must have

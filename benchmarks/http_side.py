@@ -49,6 +49,13 @@ def tuned_environment() -> dict[str, str]:
     }
 
 
+def engine_dtype() -> str:
+    """What the worker's engine computes in on this machine (``stream_workers.engine_vllm``)."""
+    import torch
+
+    return "auto" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
 class HttpSide:
     """Implements ``load.Side``. Deltas do not say how many tokens they hold."""
 
@@ -120,7 +127,7 @@ class VllmServe:
                 *("--host", "127.0.0.1", "--port", str(port)),
                 *("--max-num-seqs", str(WORKER_SETTINGS["max_num_seqs"])),
                 *("--kv-cache-memory-bytes", str(int(KV_CACHE_GB * 1024**3))),
-                "--enforce-eager",
+                *("--enforce-eager", "--dtype", engine_dtype()),
                 *(TUNED_ARGUMENTS if tuned else ()),
                 "--disable-log-stats",
                 "--disable-uvicorn-access-log",

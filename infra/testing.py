@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Literal, Self
 
-from infra.contracts.bus import Record, RecordPosition, TopicPartition
+from infra.contracts.bus import Partitions, Record, RecordPosition, TopicPartition, wanted
 from infra.contracts.catalogue import all_topics
 from infra.contracts.codec import Headers
 from infra.contracts.errors import ConfigurationError
@@ -60,7 +60,7 @@ class InMemoryBus:
         *,
         group: str | None = None,
         start: Literal["earliest", "latest"] = "earliest",
-        partitions: Sequence[int] | None = None,
+        partitions: Partitions | None = None,
     ) -> InMemoryReader:
         """A new reader; see the Protocol."""
         if group is not None and partitions is not None:
@@ -69,7 +69,7 @@ class InMemoryBus:
             TopicPartition(topic, index)
             for topic in topics
             for index in range(len(self.log_of(topic)))
-            if partitions is None or index in partitions
+            if wanted(partitions, topic, index)
         ]
         return InMemoryReader(self, every, group, start)
 
@@ -225,6 +225,21 @@ class InMemoryReader:
                 raise RuntimeError(f"{position} is not assigned to this reader")
             self._next[position] = offset
             self._bus.changed.notify_all()
+
+    def seek_since(self, timestamp_ms: int) -> Mapping[TopicPartition, int]:
+        """Read next what was written at or after a moment; returns the present ends."""
+        if self._group is not None:
+            raise RuntimeError("a group says where its members read")
+        ends = {}
+        with self._bus.changed:
+            for topic in {position.topic for position in self._next}:
+                since = self._bus.offsets_since(topic, timestamp_ms)
+                for position in self._next:
+                    if position.topic == topic:
+                        self._next[position] = since[position]
+                        ends[position] = len(self._bus.logs[topic][position.partition])
+            self._bus.changed.notify_all()
+        return ends
 
     def position(self, position: TopicPartition) -> int:
         """The offset read next."""

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from infra.kafka.broker import EmbeddedBroker
 from infra.kafka.bus import KafkaBus
 from infra.kafka.topics import apply_catalogue
 from infra.settings import KafkaSettings
+
+# How long an example takes says nothing on a busy machine.
+hypothesis.settings.register_profile("feedloom", deadline=None)
+hypothesis.settings.load_profile("feedloom")
 
 ROOT = Path(__file__).resolve().parent.parent
 KAFKA_IMAGE = "apache/kafka:4.2.2"

@@ -56,6 +56,18 @@ class RecordPosition:
     offset: int
 
 
+Partitions = Sequence[int] | Mapping[str, Sequence[int]]
+"""Those of each topic, or of each its own; a topic that is not named has none."""
+
+
+def wanted(partitions: Partitions | None, topic: str, partition: int) -> bool:
+    """Whether a partition is among those that were asked for; ``None``: all were."""
+    if partitions is None:
+        return True
+    listed = partitions.get(topic, ()) if isinstance(partitions, Mapping) else partitions
+    return partition in listed
+
+
 class Publisher(Protocol):
     """Writes records, acks=all and idempotent: a retry inside it never duplicates."""
 
@@ -95,6 +107,13 @@ class Reader(Protocol):
         """Read this partition from ``offset`` next."""
         ...
 
+    def seek_since(self, timestamp_ms: int) -> Mapping[TopicPartition, int]:
+        """Read next what was written at or after a moment. Only without a group.
+
+        Returns the present end of each partition, as ``Bus.end_offsets`` does.
+        """
+        ...
+
     def position(self, position: TopicPartition) -> int:
         """The offset read next; markers of transactions that were passed over count."""
         ...
@@ -117,11 +136,11 @@ class Bus(Protocol):
         *,
         group: str | None = None,
         start: Literal["earliest", "latest"] = "earliest",
-        partitions: Sequence[int] | None = None,
+        partitions: Partitions | None = None,
     ) -> Reader:
         """A new reader.
 
-        Without ``group`` it reads every partition (or the given ``partitions`` of each topic)
+        Without ``group`` it reads every partition (or the given ``partitions``)
         from ``start``; ``latest`` is resolved before this returns, so a record published
         afterwards is seen. With ``group`` partitions are shared with its other members, and
         ``start`` only applies where nothing was committed. ``read_committed`` always.

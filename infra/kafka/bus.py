@@ -18,7 +18,7 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
-from infra.contracts.bus import Record, RecordPosition, TopicPartition
+from infra.contracts.bus import Partitions, Record, RecordPosition, TopicPartition, wanted
 from infra.contracts.codec import Headers
 from infra.contracts.errors import ConfigurationError, FeedloomError, RetryableError
 from infra.kafka.broker import EmbeddedBroker
@@ -37,6 +37,9 @@ LINGER_MS = 2
 MAX_BLOCK_MS = 30_000
 DELIVERY_TIMEOUT_MS = 120_000
 METADATA_TIMEOUT_MS = 15_000
+FETCH_MAX_WAIT_MS = 500
+"""The broker answers a fetch at once when there is anything, and after this when there is not: an
+idle reader costs two fetches a second, and a gateway has a dozen of them."""
 
 
 class DeliveryFailed(RetryableError):
@@ -72,7 +75,7 @@ class KafkaBus:
         *,
         group: str | None = None,
         start: Literal["earliest", "latest"] = "earliest",
-        partitions: Sequence[int] | None = None,
+        partitions: Partitions | None = None,
     ) -> KafkaReader:
         """A new consumer.
 
@@ -89,7 +92,7 @@ class KafkaBus:
                 KafkaPartition(prefix + topic, partition)
                 for topic in topics
                 for partition in self._partitions(consumer, topic)
-                if partitions is None or partition in partitions
+                if wanted(partitions, topic, partition)
             ]
             if group is not None:
                 consumer.subscribe([prefix + topic for topic in topics])
@@ -160,7 +163,7 @@ class KafkaBus:
                 auto_offset_reset=start,
                 enable_auto_commit=False,
                 isolation_level="read_committed",
-                fetch_max_wait_ms=100,
+                fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
                 allow_auto_create_topics=False,
             )
 
@@ -316,6 +319,22 @@ class KafkaReader:
         self._consumer.seek(
             KafkaPartition(self._prefix + position.topic, position.partition), offset
         )
+
+    def seek_since(self, timestamp_ms: int) -> Mapping[TopicPartition, int]:
+        """Read next what was written at or after a moment; returns the present ends."""
+        if self._grouped:
+            raise RuntimeError("a group says where its members read")
+        with permitted(self._settings, self._action):
+            assigned = self._consumer.assignment()
+            found = self._consumer.offsets_for_times(dict.fromkeys(assigned, timestamp_ms))
+            ends = self._consumer.end_offsets(assigned)
+        for partition, end in ends.items():
+            since = found.get(partition)
+            self._consumer.seek(partition, end if since is None else since.offset)
+        return {
+            TopicPartition(each.topic.removeprefix(self._prefix), each.partition): end
+            for each, end in ends.items()
+        }
 
     def position(self, position: TopicPartition) -> int:
         """The offset read next."""

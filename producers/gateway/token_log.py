@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from infra.contracts import catalogue, codec
 from infra.contracts.assembly import ChunkAssembler
-from infra.contracts.bus import Bus, Reader, TopicPartition, unread
+from infra.contracts.bus import Bus, Reader, unread
 from infra.contracts.errors import FeedloomError
 from infra.contracts.events import GenerationChunk, GenerationResult
 from producers.affinity import home_partition
@@ -104,27 +104,25 @@ class TokenLog:
             )
         return self._free
 
-    def _readers(self, request: RequestId) -> list[_Tail]:
+    def _open(self, request: RequestId) -> _Tail:
         home = home_partition(request.text.encode(), self._results)
-        since = max(0, request.created_at_ms - SKEW_MS)
-        return [
-            _Tail(self._bus, catalogue.CHUNKS.name, request.partition, since, request.text),
-            _Tail(self._bus, catalogue.RESULTS.name, home, since, request.text),
-        ]
+        partitions = {
+            catalogue.CHUNKS.name: [request.partition],
+            catalogue.RESULTS.name: [home],
+        }
+        return _Tail(self._bus, partitions, max(0, request.created_at_ms - SKEW_MS), request.text)
 
     def _look(self, request: RequestId) -> Found:
-        tails = self._readers(request)
+        tail = self._open(request)
         reduced = _Reduced()
         try:
             deadline = time.monotonic() + READ_S
-            while not all(tail.caught_up for tail in tails):
+            while not tail.caught_up:
                 if time.monotonic() > deadline:
                     raise unavailable("Kafka is slow to read", code="broker_gone")
-                for tail in tails:
-                    reduced.take(tail.poll())
+                reduced.take(tail.poll())
         finally:
-            for tail in tails:
-                tail.close()
+            tail.close()
         return Found(reduced.assembler.chunks, reduced.result, reduced.last_event)
 
     def _follow(
@@ -133,22 +131,23 @@ class TokenLog:
         put: Callable[[Item | FeedloomError], None],
         stop: threading.Event,
     ) -> None:
-        tails: list[_Tail] = []
         try:
-            tails += self._readers(request)
-            reduced = _Reduced()
+            tail = self._open(request)
+        except FeedloomError as error:
+            put(error)
+            return
+        reduced = _Reduced()
+        try:
             while not stop.is_set():
-                for tail in tails:
-                    for chunk in reduced.take(tail.poll()):
-                        put(chunk)
-                if reduced.ended and all(tail.caught_up for tail in tails):
+                for chunk in reduced.take(tail.poll()):
+                    put(chunk)
+                if reduced.ended and tail.caught_up:
                     put(reduced.result)
                     return
         except FeedloomError as error:
             put(error)
         finally:
-            for tail in tails:
-                tail.close()
+            tail.close()
 
 
 class _Reduced:
@@ -183,24 +182,18 @@ class _Reduced:
 
 
 class _Tail:
-    """One partition's records of one key, since a moment."""
+    """The records of one key, since a moment."""
 
-    def __init__(self, bus: Bus, topic: str, partition: int, since_ms: int, key: str) -> None:
+    def __init__(self, bus: Bus, partitions: dict[str, list[int]], since_ms: int, key: str) -> None:
         self._key = key
-        where = TopicPartition(topic, partition)
-        start = bus.offsets_since(topic, since_ms).get(where)
-        if start is None:
-            raise unavailable(f"{topic} has no partition {partition}", code="broker_gone")
-        end = bus.end_offsets(topic)[where]
-        self._end = {where: end} if end > start else {}
-        self._reader: Reader = bus.reader([topic], partitions=[partition])
-        self._reader.seek(where, start)
+        self._reader: Reader = bus.reader(list(partitions), partitions=partitions)
+        self._left = dict(self._reader.seek_since(since_ms))
 
     @property
     def caught_up(self) -> bool:
         """Whether all is read that was there when this was opened."""
-        self._end = unread(self._reader, self._end) if self._end else {}
-        return not self._end
+        self._left = unread(self._reader, self._left) if self._left else {}
+        return not self._left
 
     def poll(self) -> list[GenerationChunk | GenerationResult]:
         found: list[GenerationChunk | GenerationResult] = []

@@ -1,4 +1,4 @@
-"""A server span and a duration for each call, named as OpenTelemetry's HTTP conventions name them.
+"""A server span and a duration for each call that does something, named as OpenTelemetry's HTTP conventions name them.
 
 Paths are given as routes, so that no id and nothing of a caller's gets into a name.
 """
@@ -26,7 +26,7 @@ class Traced:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or _is_noise(scope):
             await self._app(scope, receive, send)
             return
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
@@ -54,6 +54,12 @@ class Traced:
                 if status >= 500:
                     serving.set_status(StatusCode.ERROR)
                 HTTP_REQUEST_DURATION.record(time.perf_counter() - started, attributes)
+
+
+def _is_noise(scope: Scope) -> bool:
+    """What a probe or an open console asks every few seconds would bury everything else."""
+    path: str = scope["path"]
+    return scope["method"] == "GET" and path.startswith(("/console", "/healthz", "/readyz"))
 
 
 def _route_of(scope: Scope) -> str:

@@ -7,7 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
-from infra.contracts.bus import Bus, Reader, Record, TopicPartition, read_since, read_to_end
+from infra.contracts.bus import (
+    Bus,
+    Reader,
+    Record,
+    TopicPartition,
+    read_since,
+    read_to_end,
+    unread,
+)
 from infra.contracts.catalogue import FEEDBACK, REGISTRY
 from infra.contracts.errors import ConfigurationError
 from infra.testing import InMemoryBus
@@ -100,6 +108,36 @@ def test_a_reader_can_take_one_partition(bus: Bus) -> None:
     assert [record.value for record in read(reader, 1)] == [b"1"]
     assert not reader.poll(0.3)
     reader.close()
+
+
+def test_a_reader_can_take_other_partitions_of_each_topic_since_a_moment(bus: Bus) -> None:
+    publisher = bus.publisher()
+    publisher.publish(TOPIC, key=None, value=b"old", partition=1)
+    publisher.publish(REGISTRY.name, key=b"m", value=b"old")
+    publisher.flush(30)
+    before = bus.reader([TOPIC, REGISTRY.name])
+    moment = max(record.timestamp_ms for record in read(before, 2)) + 1
+    before.close()
+    while time.time_ns() // 1_000_000 <= moment:
+        pass
+    for partition in range(3):
+        publisher.publish(TOPIC, key=None, value=b"%d" % partition, partition=partition)
+    publisher.close()
+    reader = bus.reader([TOPIC, REGISTRY.name], partitions={TOPIC: [1, 2], REGISTRY.name: [0]})
+    ends = reader.seek_since(moment)
+    assert ends == {
+        TopicPartition(TOPIC, 1): 2,
+        TopicPartition(TOPIC, 2): 1,
+        TopicPartition(REGISTRY.name, 0): 1,
+    }
+    assert {record.value for record in read(reader, 2)} == {b"1", b"2"}
+    assert not reader.poll(0.3)
+    assert not unread(reader, ends)
+    reader.close()
+    grouped = bus.reader([TOPIC], group="since")
+    with pytest.raises(RuntimeError, match="group"):
+        grouped.seek_since(0)
+    grouped.close()
 
 
 def test_a_group_goes_on_from_its_commit(bus: Bus) -> None:
