@@ -42,8 +42,8 @@ FOREIGN = (
     "import argparse; from vllm.benchmarks import serve; parser = argparse.ArgumentParser(); "
     "serve.add_cli_args(parser); serve.main(parser.parse_args())"
 )
-"""`vllm bench serve`. The `vllm` command itself asks for the metadata of a package of that name, which
-the CPU build does not have, and ends."""
+"""`vllm bench serve`. The `vllm` command itself asks for the metadata of a package of that name,
+which the CPU build does not have, and ends."""
 
 
 def measure(report: Report) -> None:

@@ -1,4 +1,6 @@
-"""A server span and a duration for each call that does something, named as OpenTelemetry's HTTP conventions name them.
+"""A server span and a duration for each call that does something.
+
+Names are those of OpenTelemetry's HTTP conventions.
 
 Paths are given as routes, so that no id and nothing of a caller's gets into a name.
 """

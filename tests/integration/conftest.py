@@ -29,15 +29,25 @@ from producers.gateway.presence import live_gateways
 
 
 class Workers:
-    """Starts workers and stops them: with vLLM if a ``model`` is given, else with words."""
+    """Starts workers and stops them: with vLLM if a ``model`` is given, else with words.
+
+    ``engine`` says otherwise.
+    """
 
     def __init__(
-        self, bus: KafkaBus, kafka: KafkaSettings, home: Path, model: Path | None = None
+        self,
+        bus: KafkaBus,
+        kafka: KafkaSettings,
+        home: Path,
+        model: Path | None = None,
+        *,
+        engine: str | None = None,
     ) -> None:
         self.bus = bus
         self._kafka = kafka
         self._home = home
         self._model = model
+        self._engine = engine or ("memory" if model is None else "vllm")
         self.children: list[Child] = []
         self.publish(version="1", revision=1)
         self.watch = PlatformWatch(bus)
@@ -75,12 +85,11 @@ class Workers:
     def start(self, *, token_interval_s: float = 0.001, **settings: object) -> Child:
         """``settings`` of the worker section. Returns once it is ready."""
         name = f"worker-{len(self.children)}"
-        engine = "memory" if self._model is None else "vllm"
         chosen = {"session_timeout_s": 6, "pin_cores": False, **settings}
         child = Child(
             name,
             feedloom_command(
-                ["worker", "--engine", engine, "--token-interval", str(token_interval_s)]
+                ["worker", "--engine", self._engine, "--token-interval", str(token_interval_s)]
             ),
             log=self._home / f"{name}.log",
             environment={

@@ -130,14 +130,15 @@ export const rollout = {
       current = one.rollout;
       const candidates = versions.filter((each) => each.model === one.model && !each.may_not_serve
         && each.version !== current?.stable);
-      if (!touched) {
+      // What was touched before the first figures came is not overwritten, but nothing is chosen yet.
+      if (!touched || !version.options.length) {
         options(version, candidates.map((each) =>
           [each.version, `${each.version} (${each.stage.replace("_", " ")}, ${each.kind})`]),
         current?.candidate ?? candidates[0]?.version);
         if (current?.candidate) unit.value = current.unit;
         else if (defaults.unit) unit.value = defaults.unit;
         const weight = current?.candidate ? current.candidate_weight : defaults.weight;
-        slider.value = percentage.value = String(+(100 * weight).toFixed(4));
+        if (!touched) slider.value = percentage.value = String(+(100 * weight).toFixed(4));
       }
       now.replaceChildren(...standing(one.model, current));
       const shown = one.figures;
