@@ -14,26 +14,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
-from benchmarks.bench_http_peer import (
-    CLOSED,
-    HALF_LOAD_AT,
-    LATENCIES,
-    OPEN,
-    PEERS,
-    QUICK_CLOSED,
-    QUICK_OPEN,
-    TOKENS_TARGET,
-)
+from benchmarks.bench_http_peer import compare
 from benchmarks.gateway_side import Gateway
 from benchmarks.harness import Broken, Report, Target, command
-from benchmarks.http_side import VllmServe
 from benchmarks.models import embedded_model
 from benchmarks.stage import Stage, thaw
-from benchmarks.stats import spread
-from benchmarks.turns import Contestant, condensed, take_turns, tokens_ratio
 
 FOREIGN_REQUESTS = 500
 FOREIGN_CONCURRENCY = 64
@@ -48,8 +35,6 @@ which the CPU build does not have, and ends."""
 
 def measure(report: Report) -> None:
     """See the module."""
-    rounds = 1 if report.quick else 3
-    closed, opened = (QUICK_CLOSED, QUICK_OPEN) if report.quick else (CLOSED, OPEN)
     model = embedded_model()
     with Stage() as stage:
         place = stage.deployment("gateway")
@@ -57,38 +42,7 @@ def measure(report: Report) -> None:
         report.say("starting the gateway, its worker and the servers")
         gateway = Gateway(place)
         gateway.freeze()
-        sides: dict[str, Contestant] = {
-            "gateway": gateway,
-            "vllm serve": VllmServe(stage, model, tuned=False),
-            "vllm serve, tuned": VllmServe(stage, model, tuned=True),
-        }
-        load = closed[HALF_LOAD_AT]
-        report.say(f"closed loop, concurrency {HALF_LOAD_AT}")
-        windows = take_turns(sides, load, rounds, report.say)
-        found = report.figures[f"closed loop, concurrency {HALF_LOAD_AT}"] = condensed(windows)
-        for peer in PEERS:
-            report.ratio(
-                f"gateway / {peer}, tokens/s, concurrency {HALF_LOAD_AT}",
-                tokens_ratio(windows, "gateway", peer),
-                TOKENS_TARGET,
-            )
-        rate = min(side["requests_per_s"] for side in found.values()) / 2
-        report.say(f"open loop at half load, {rate:.1f} requests/s")
-        windows = take_turns(sides, {"rate_per_s": rate, **opened}, rounds, report.say)
-        report.figures["open loop at half load"] = {
-            "offered_requests_per_s": rate,
-            **condensed(windows),
-        }
-        for peer, (index, name, target) in product(PEERS, LATENCIES):
-            above, below = (
-                [window["ttft_ms"][index] for window in windows[side]] for side in ("gateway", peer)
-            )
-            difference = [a - b for a, b in zip(above, below, strict=True)]
-            report.ratio(
-                f"gateway - {peer}, TTFT {name} at half load, ms",
-                spread(difference)["median"],
-                target,
-            )
+        compare(report, stage, model, "gateway", gateway)
         report.say(f"vllm bench serve: {FOREIGN_REQUESTS} requests")
         failed = foreign(gateway, model, stage.home / "foreign.json")
         report.ratio(

@@ -18,6 +18,7 @@ tokens, and stores all of them and the result on Kafka. Not measured: what HTTP 
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 from benchmarks.harness import Report, Target, command
 from benchmarks.http_side import VllmServe
@@ -26,11 +27,9 @@ from benchmarks.stage import Stage
 from benchmarks.stats import spread
 from benchmarks.turns import Contestant, Platform, condensed, take_turns, tokens_ratio
 
-CLOSED = {
-    64: {"concurrency": 64, "ramp_s": 4.0, "window_s": 10.0},
-}
-QUICK_CLOSED = {64: {"concurrency": 64, "ramp_s": 3.0, "window_s": 6.0}}
-HALF_LOAD_AT = 64
+CONCURRENCY = 64
+CLOSED = {"concurrency": CONCURRENCY, "ramp_s": 4.0, "window_s": 10.0}
+QUICK_CLOSED = {"concurrency": CONCURRENCY, "ramp_s": 3.0, "window_s": 6.0}
 OPEN = {"ramp_s": 3.0, "window_s": 25.0}
 QUICK_OPEN = {"ramp_s": 1.0, "window_s": 6.0}
 TOKENS_TARGET = Target(">=", 1.0)
@@ -40,49 +39,49 @@ PEERS = ("vllm serve", "vllm serve, tuned")
 
 def measure(report: Report) -> None:
     """See the module."""
-    rounds = 1 if report.quick else 3
-    closed, opened = (QUICK_CLOSED, QUICK_OPEN) if report.quick else (CLOSED, OPEN)
     model = embedded_model()
     with Stage() as stage:
         place = stage.deployment("peer")
         place.publish_model(model)
         report.say("starting the worker and the server")
-        sides: dict[str, Contestant] = {
-            "platform": Platform(place),
-            "vllm serve": VllmServe(stage, model, tuned=False),
-            "vllm serve, tuned": VllmServe(stage, model, tuned=True),
-        }
-        rates: list[float] = []
-        for concurrency, load in closed.items():
-            report.say(f"closed loop, concurrency {concurrency}")
-            windows = take_turns(sides, load, rounds, report.say)
-            found = report.figures[f"closed loop, concurrency {concurrency}"] = condensed(windows)
-            for peer in PEERS:
-                report.ratio(
-                    f"platform / {peer}, tokens/s, concurrency {concurrency}",
-                    tokens_ratio(windows, "platform", peer),
-                    TOKENS_TARGET,
-                )
-            if concurrency == HALF_LOAD_AT:
-                rates = [side["requests_per_s"] for side in found.values()]
-        rate = min(rates) / 2
-        report.say(f"open loop at half load, {rate:.1f} requests/s")
-        windows = take_turns(sides, {"rate_per_s": rate, **opened}, rounds, report.say)
-        report.figures["open loop at half load"] = {
-            "offered_requests_per_s": rate,
-            **condensed(windows),
-        }
-        for peer, (index, name, target) in product(PEERS, LATENCIES):
-            above, below = (
-                [window["ttft_ms"][index] for window in windows[side]]
-                for side in ("platform", peer)
-            )
-            difference = [a - b for a, b in zip(above, below, strict=True)]
-            report.ratio(
-                f"platform - {peer}, TTFT {name} at half load, ms",
-                spread(difference)["median"],
-                target,
-            )
+        compare(report, stage, model, "platform", Platform(place))
+
+
+def compare(report: Report, stage: Stage, model: Path, name: str, ours: Contestant) -> None:
+    """A side of the platform's, beside both of `vllm serve`, which are started here."""
+    rounds = 1 if report.quick else 3
+    closed, opened = (QUICK_CLOSED, QUICK_OPEN) if report.quick else (CLOSED, OPEN)
+    sides: dict[str, Contestant] = {
+        name: ours,
+        "vllm serve": VllmServe(stage, model, tuned=False),
+        "vllm serve, tuned": VllmServe(stage, model, tuned=True),
+    }
+    report.say(f"closed loop, concurrency {CONCURRENCY}")
+    windows = take_turns(sides, closed, rounds, report.say)
+    found = report.figures[f"closed loop, concurrency {CONCURRENCY}"] = condensed(windows)
+    for peer in PEERS:
+        report.ratio(
+            f"{name} / {peer}, tokens/s, concurrency {CONCURRENCY}",
+            tokens_ratio(windows, name, peer),
+            TOKENS_TARGET,
+        )
+    rate = min(side["requests_per_s"] for side in found.values()) / 2
+    report.say(f"open loop at half load, {rate:.1f} requests/s")
+    windows = take_turns(sides, {"rate_per_s": rate, **opened}, rounds, report.say)
+    report.figures["open loop at half load"] = {
+        "offered_requests_per_s": rate,
+        **condensed(windows),
+    }
+    for peer, (index, quantile, target) in product(PEERS, LATENCIES):
+        above, below = (
+            [window["ttft_ms"][index] for window in windows[side]] for side in (name, peer)
+        )
+        difference = [a - b for a, b in zip(above, below, strict=True)]
+        report.ratio(
+            f"{name} - {peer}, TTFT {quantile} at half load, ms",
+            spread(difference)["median"],
+            target,
+        )
 
 
 main = command(measure, name="bench_http_peer", description=__doc__)

@@ -14,12 +14,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from infra.contracts.errors import ConfigurationError
 from infra.files import free_bytes, sync
 from infra.registry.errors import ArtifactRejected, ArtifactStoreFailed
 from infra.registry.manifest import (
@@ -30,11 +28,9 @@ from infra.registry.manifest import (
     digest_of,
     manifest_of,
 )
+from infra.registry.object_store import failures, filesystem
 
 log = logging.getLogger(__name__)
-
-EXTRAS = {"s3": "s3", "gs": "gcs", "memory": "artifacts"}
-"""The schemes that are read, and the extra of Feedloom's that each needs."""
 
 
 class RemoteStore:
@@ -47,8 +43,10 @@ class RemoteStore:
     def __init__(self, url: str, *, cache: Path, endpoint_url: str | None = None) -> None:
         self.scheme, self._root = _split(url)
         self._cache = cache.resolve()
-        self._fs = _filesystem(self.scheme, endpoint_url)
-        self._failures = _failures(self.scheme)
+        self._fs = filesystem(
+            self.scheme, setting="FEEDLOOM_ARTIFACT_STORE__URL", endpoint_url=endpoint_url
+        )
+        self._failures = failures(self.scheme)
 
     def put(
         self, directory: Path, manifest: Manifest, name: str, *, signature: Path | None = None
@@ -175,36 +173,3 @@ def _move(staging: Path, target: Path) -> None:
         if not target.is_dir():
             raise
     sync(target.parent)
-
-
-def _filesystem(scheme: str, endpoint_url: str | None) -> Any:
-    import fsspec
-
-    if scheme not in EXTRAS:
-        raise ConfigurationError(
-            f"FEEDLOOM_ARTIFACT_STORE__URL: no store has the scheme {scheme!r}; there are a "
-            f"folder's path, file, {', '.join(EXTRAS)}"
-        )
-    options = {"endpoint_url": endpoint_url} if endpoint_url else {}
-    try:
-        # A cached listing would hide what other writers do.
-        return fsspec.filesystem(scheme, use_listings_cache=False, **options)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{scheme}:// needs an extra that is not installed: "
-            f"pip install 'feedloom[{EXTRAS[scheme]}]' ({error})"
-        ) from error
-
-
-def _failures(scheme: str) -> tuple[type[Exception], ...]:
-    """What a store's library raises when it cannot do as told."""
-    if scheme == "s3":
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        return OSError, BotoCoreError, ClientError
-    if scheme == "gs":
-        from aiohttp import ClientError as HttpClientError
-        from google.auth.exceptions import GoogleAuthError
-
-        return OSError, HttpClientError, GoogleAuthError
-    return (OSError,)

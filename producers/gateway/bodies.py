@@ -165,6 +165,28 @@ class CompletionBody(GenerationBody):
     logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
+class PairBody(Body):
+    """Of two answers to one prompt, the better and the worse."""
+
+    preferred: Text
+    rejected: Text
+
+
+class FeedbackBody(Body):
+    """``POST /v1/feedback``: at least one of rating, score, edited_text, pair and comment.
+
+    ``user``: the person behind the caller, whose share in what is learnt is bounded.
+    """
+
+    request_id: Name
+    rating: Literal["up", "down"] | None = None
+    score: Annotated[float, Field(ge=0, le=1)] | None = None
+    edited_text: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    pair: PairBody | None = None
+    comment: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    user: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+
+
 B = TypeVar("B", bound=Body)
 
 

@@ -13,8 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from producers.gateway.bodies import Body, ChatBody, CompletionBody
-from producers.gateway.platform_routes import FeedbackBody
+from producers.gateway.bodies import Body, ChatBody, CompletionBody, FeedbackBody
 
 BODIES: tuple[type[Body], ...] = (ChatBody, CompletionBody, FeedbackBody)
 Schema = dict[str, Any]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from infra.contracts import catalogue
@@ -13,10 +12,8 @@ from infra.contracts.errors import FeedloomError
 from infra.contracts.events import FeedbackReceived, PreferencePair
 from infra.identity.principal import Principal
 from infra.registry.client import send
+from producers.gateway.bodies import FeedbackBody
 from producers.gateway.errors import unavailable
-
-if TYPE_CHECKING:
-    from producers.gateway.platform_routes import FeedbackBody
 
 WRITTEN_S = 5.0
 

@@ -39,18 +39,14 @@ def _body(kind: type) -> dict[str, Any]:
 
 
 @router.post("/chat/completions", openapi_extra=_body(ChatBody))
-async def create_chat_completion(
-    request: Request, caller: Caller, service: Service, settings: Configured
-) -> Response:
+async def create_chat_completion(request: Request, caller: Caller, service: Service) -> Response:
     """Answer a conversation, whole or as a stream of server-sent events."""
     caller.require("caller")
     return await _generate(request, caller, service, await body_of(request, ChatBody), "chatcmpl")
 
 
 @router.post("/completions", openapi_extra=_body(CompletionBody))
-async def create_completion(
-    request: Request, caller: Caller, service: Service, settings: Configured
-) -> Response:
+async def create_completion(request: Request, caller: Caller, service: Service) -> Response:
     """Continue a prompt, whole or as a stream of server-sent events."""
     caller.require("caller")
     return await _generate(request, caller, service, await body_of(request, CompletionBody), "cmpl")

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field
 from starlette.responses import Response
 
 from infra.contracts.events import RolloutChanged
-from producers.gateway.bodies import Body, Name, Text
+from producers.gateway.bodies import FeedbackBody
 from producers.gateway.errors import invalid, not_found
 from producers.gateway.feedback import GatewayFeedback
 from producers.gateway.http import Caller, Service, body_of, json_response, service_of
 from producers.gateway.identifiers import parse
 
 router = APIRouter()
-
-
-class PairBody(Body):
-    """Of two answers to one prompt, the better and the worse."""
-
-    preferred: Text
-    rejected: Text
-
-
-class FeedbackBody(Body):
-    """``POST /v1/feedback``: at least one of rating, score, edited_text, pair and comment.
-
-    ``user``: the person behind the caller, whose share in what is learnt is bounded.
-    """
-
-    request_id: Name
-    rating: Literal["up", "down"] | None = None
-    score: Annotated[float, Field(ge=0, le=1)] | None = None
-    edited_text: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
-    pair: PairBody | None = None
-    comment: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
-    user: Annotated[str, Field(min_length=1, max_length=128)] | None = None
 
 
 @router.get("/v1/models", tags=["models"])

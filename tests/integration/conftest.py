@@ -134,6 +134,25 @@ class Workers:
         self.watch.close()
 
 
+def publish_adapter(bus: KafkaBus, home: Path, files: Path, version: str) -> None:
+    """A LoRA adapter of version 1, from a folder, in the store of a home."""
+    uri, manifest = ArtifactStore(home / "artifacts").put(files, model="default", version=version)
+    publisher = bus.publisher()
+    publish_version(
+        publisher,
+        ModelVersionPublished(
+            model="default",
+            version=version,
+            kind="lora",
+            base="1",
+            artifact_uri=uri,
+            manifest=manifest,
+            created_at_ms=1,
+        ),
+    )
+    publisher.close()
+
+
 class Gateways:
     """Starts gateways and stops them."""
 

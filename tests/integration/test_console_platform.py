@@ -13,38 +13,17 @@ from infra.contracts import catalogue, codec
 from infra.contracts.events import (
     FeedbackReceived,
     GenerationResult,
-    ModelVersionPublished,
     RolloutChanged,
 )
 from infra.kafka.bus import KafkaBus
-from infra.registry.client import publish_version
-from infra.registry.store import ArtifactStore
 from infra.settings import KafkaSettings
 from tests.conftest import Weights
 
-from .conftest import Gateways, Workers
+from .conftest import Gateways, Workers, publish_adapter
 
 pytestmark = pytest.mark.kafka
 
 WAIT_MS = 30_000
-
-
-def publish_adapter(workers: Workers, files: Path, home: Path, version: str) -> None:
-    uri, manifest = ArtifactStore(home / "artifacts").put(files, model="default", version=version)
-    publisher = workers.bus.publisher()
-    publish_version(
-        publisher,
-        ModelVersionPublished(
-            model="default",
-            version=version,
-            kind="lora",
-            base="1",
-            artifact_uri=uri,
-            manifest=manifest,
-            created_at_ms=2,
-        ),
-    )
-    publisher.close()
 
 
 def ask(page: Page, text: str, version: str) -> None:
@@ -72,7 +51,7 @@ def test_an_operator_rates_an_answer_and_moves_everybody_to_a_candidate(
     workers: Workers, gateways: Gateways, weights: Weights, tmp_path: Path
 ) -> None:
     workers.start(max_adapters=2)
-    publish_adapter(workers, weights.adapters[0], tmp_path, "2")
+    publish_adapter(workers.bus, tmp_path, weights.adapters[0], "2")
     key = gateways.key("acme", "caller", "feedback", "operator")
     url, _ = gateways.start()
     path = shutil.which("chromium")

@@ -16,16 +16,14 @@ import pytest
 from infra.contracts import catalogue, codec
 from infra.contracts.events import (
     GenerationResult,
-    ModelVersionPublished,
     RolloutChanged,
     SamplingParameters,
     ShadowCompared,
 )
 from infra.kafka.bus import KafkaBus
 from infra.local.supervisor import Child, feedloom_command
-from infra.registry.client import RegistryWatcher, change_rollout, publish_version
+from infra.registry.client import RegistryWatcher, change_rollout
 from infra.registry.config import ConfigWatcher, publish_config
-from infra.registry.store import ArtifactStore
 from infra.registry.transitions import tried
 from infra.rollouts.controller import ACTOR
 from infra.rollouts.decisions import read_decisions
@@ -34,7 +32,7 @@ from producers.client import GenerationClient
 from producers.feedback import FeedbackClient
 from tests.conftest import WORDS, Weights
 
-from .conftest import Workers
+from .conftest import Workers, publish_adapter
 
 pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(500)]
 
@@ -60,23 +58,7 @@ class Place:
         )
 
     def publish_adapter(self, files: Path, version: str) -> None:
-        uri, manifest = ArtifactStore(self._home / "artifacts").put(
-            files, model="default", version=version
-        )
-        publisher = self.bus.publisher()
-        publish_version(
-            publisher,
-            ModelVersionPublished(
-                model="default",
-                version=version,
-                kind="lora",
-                base="1",
-                artifact_uri=uri,
-                manifest=manifest,
-                created_at_ms=1,
-            ),
-        )
-        publisher.close()
+        publish_adapter(self.bus, self._home, files, version)
 
     def configure(self, **settings: str) -> None:
         watcher, publisher = ConfigWatcher(self.bus), self.bus.publisher()

@@ -262,7 +262,7 @@ def test_documents_added_at_the_end_extend_the_shards(tmp_path: Path) -> None:
         {"tokenizer": Letters(form='{"merges": []}')},
         {"tokenizer": Letters(vocabulary=257)},
     ],
-    ids=str,
+    ids=["size", "shard_blocks", "merges", "vocabulary"],
 )
 def test_another_format_begins_anew(tmp_path: Path, change: dict[str, Any]) -> None:
     write(tmp_path / "one")

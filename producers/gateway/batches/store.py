@@ -11,16 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
-from infra.contracts.errors import ConfigurationError
 from infra.files import free_bytes, sync, whole_file
+from infra.registry.object_store import failures, filesystem
 from producers.gateway.batches.errors import FileMissing, FileStoreFailed
 
 BLOCK_BYTES = 1 << 20
-EXTRAS = {"s3": "s3", "gs": "gcs", "memory": "gateway"}
-"""The schemes that are read, and the extra of Feedloom's that each needs."""
 
 
 class FileStore(Protocol):
@@ -103,8 +101,8 @@ class ObjectFiles:
         parts = urlsplit(url)
         self._root = unquote(f"{parts.netloc}{parts.path}").strip("/")
         self._url = url
-        self._fs = _filesystem(parts.scheme)
-        self._failures = _failures(parts.scheme)
+        self._fs = filesystem(parts.scheme, setting="FEEDLOOM_GATEWAY__FILES_URL")
+        self._failures = failures(parts.scheme)
 
     def put(self, name: str, content: BinaryIO) -> None:
         """See :class:`FileStore`."""
@@ -136,35 +134,3 @@ class ObjectFiles:
             raise FileMissing(f"{self._url} {what}: it is not there") from error
         except self._failures as error:
             raise FileStoreFailed(f"{self._url} {what}: {type(error).__name__}: {error}") from error
-
-
-def _filesystem(scheme: str) -> Any:
-    import fsspec
-
-    if scheme not in EXTRAS:
-        raise ConfigurationError(
-            f"FEEDLOOM_GATEWAY__FILES_URL: no store has the scheme {scheme!r}; there are a "
-            f"folder's path, file, {', '.join(EXTRAS)}"
-        )
-    try:
-        # A cached listing would hide what other replicas do.
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{scheme}:// needs an extra that is not installed: "
-            f"pip install 'feedloom[{EXTRAS[scheme]}]' ({error})"
-        ) from error
-
-
-def _failures(scheme: str) -> tuple[type[Exception], ...]:
-    """What a store's library raises when it cannot do as told."""
-    if scheme == "s3":
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        return OSError, BotoCoreError, ClientError
-    if scheme == "gs":
-        from aiohttp import ClientError as HttpClientError
-        from google.auth.exceptions import GoogleAuthError
-
-        return OSError, HttpClientError, GoogleAuthError
-    return (OSError,)
