@@ -49,12 +49,12 @@ browser:
 		echo "no chromium on PATH: the console's tests will fail; on Debian or Ubuntu: sudo apt-get install chromium" >&2; \
 	fi
 
-# Two at a time where tests mostly wait; alone where the engine needs every core. Pytest ends with 5
+# Two at a time, save those that need the broker or every core for the engine. Pytest ends with 5
 # where ARGS select nothing: of one half that is well.
 test: $(STAMP) browser ## run the whole suite (ARGS go to pytest)
-	@$(BIN)/python -m pytest -m "not vllm" -n 2 --dist loadfile $(ARGS); others=$$?; \
-	$(BIN)/python -m pytest -m vllm $(ARGS); engine=$$?; \
-	case "$$others $$engine" in "0 0"|"0 5"|"5 0") ;; *) exit 1;; esac
+	@$(BIN)/python -m pytest -m "not (kafka or vllm)" -n 2 --dist loadfile $(ARGS); alone=$$?; \
+	$(BIN)/python -m pytest -m "kafka or vllm" $(ARGS); real=$$?; \
+	case "$$alone $$real" in "0 0"|"0 5"|"5 0") ;; *) exit 1;; esac
 
 lint: $(STAMP) ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff format --check .

@@ -117,6 +117,8 @@ def test_the_same_content_is_uploaded_once(place: ArtifactStoreSettings, build: 
     assert objects.filesystem.info(objects.named("weights.safetensors")) == weights
 
 
+# fsspec's memory shows a file before its bytes are in it, which an object store never does.
+@pytest.mark.parametrize("place", ["s3"], indirect=True)
 def test_many_putting_one_version_agree(place: ArtifactStoreSettings, build: Path) -> None:
     store = ArtifactStore(place)
     with ThreadPoolExecutor(4) as pool:
