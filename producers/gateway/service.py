@@ -250,23 +250,38 @@ class GatewayService:
         *,
         keyed: bool,
     ) -> tuple[AsyncGenerationHandle, Future[Any]]:
-        handle = await asyncio.to_thread(
-            self._client.submit,
-            question.prompt,
-            model=question.model,
-            sampling=question.sampling,
-            messages=question.messages,
-            # One with a key may be submitted twice: to the same worker, then, which sees that.
-            affinity_key=None if keyed else question.affinity_key,
-            ttl_s=timeout_s,
-            tenant=principal.tenant,
-            user=question.user,
-            metadata=question.metadata,
-            request_id=request.text,
-            submit_id=request.text,
-            reply_partition=request.partition,
+        submitting = asyncio.ensure_future(
+            asyncio.to_thread(
+                self._client.submit,
+                question.prompt,
+                model=question.model,
+                sampling=question.sampling,
+                messages=question.messages,
+                # One with a key may be submitted twice: to the same worker, then, which sees that.
+                affinity_key=None if keyed else question.affinity_key,
+                ttl_s=timeout_s,
+                tenant=principal.tenant,
+                user=question.user,
+                metadata=question.metadata,
+                request_id=request.text,
+                submit_id=request.text,
+                reply_partition=request.partition,
+            )
         )
+        await asyncio.wait({submitting}, timeout=WRITTEN_S)
+        if not submitting.done():
+            # The producer waits for a broker, longer than a caller should.
+            submitting.add_done_callback(lambda late: self._drop(request, late))
+            raise unavailable("Kafka does not take requests", code="broker_gone")
+        handle = submitting.result()
         return AsyncGenerationHandle(handle), handle.written
+
+    def _drop(self, request: RequestId, late: asyncio.Future[Any]) -> None:
+        """A request that was submitted when its caller had been sent away."""
+        if late.cancelled() or late.exception() is not None:
+            return
+        self._client.cancel(request.text, "its caller was told that Kafka is gone")
+        self._client.forget(request.text)
 
     async def _again(
         self, principal: Principal, first: RequestId, question: Question, timeout_s: float
