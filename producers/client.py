@@ -69,7 +69,7 @@ class GenerationClient:
         self._open: dict[str, GenerationHandle] = {}
         self._closing = threading.Event()
         self._publisher = bus.publisher(client_id=source)
-        count = len(bus.end_offsets(catalogue.CHUNKS.name))
+        count = self.reply_partitions = len(bus.end_offsets(catalogue.CHUNKS.name))
         if reply_partition is not None and reply_partition >= count:
             raise ConfigurationError(
                 f"{catalogue.CHUNKS.name} has {count} partitions, and no {reply_partition}"

@@ -10,7 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Bus, Record, RecordPosition, TopicPartition, catch_up
+from infra.contracts.bus import Bus, Record, RecordPosition, catch_up
 from infra.contracts.errors import ContractError, FeedloomError
 from infra.contracts.events import AdmissionAsked, AdmissionEnded
 from infra.registry.client import send
@@ -37,10 +37,8 @@ class Admissions:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._publisher = bus.publisher(client_id=source)
-        since = bus.offsets_since(TOPIC, time.time_ns() // 1_000_000 - KEYS_MS)
         self._reader = bus.reader([TOPIC])
-        for partition, offset in since.items():
-            self._reader.seek(TopicPartition(*partition), offset)
+        self._reader.seek_since(time.time_ns() // 1_000_000 - KEYS_MS)
         catch_up(bus, self._reader, [TOPIC], self._poll, what=TOPIC, timeout_s=60.0)
         self._thread = threading.Thread(target=self._read, name=f"{source}-admissions", daemon=True)
         self._thread.start()
@@ -68,11 +66,6 @@ class Admissions:
     def end(self, tenant: str, request_id: str, tokens: int | None) -> None:
         """An admitted request is over, having used so many tokens; ``None``: those reserved."""
         self._publish(AdmissionEnded(tenant=tenant, request_id=request_id, tokens=tokens))
-
-    def usage(self, tenant: str) -> tuple[int, int, int]:
-        """See :meth:`AdmissionLedger.usage`."""
-        with self._lock:
-            return self._ledger.usage(tenant)
 
     def close(self) -> None:
         """Write what is left, and stop."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from uuid import uuid4
 
 from infra.contracts import catalogue
 from infra.contracts.bus import Bus
-from infra.contracts.errors import FeedloomError
 from infra.contracts.events import FeedbackReceived, PreferencePair
 from infra.identity.principal import Principal
 from infra.registry.client import send
 from producers.gateway.bodies import FeedbackBody
-from producers.gateway.errors import unavailable
-
-WRITTEN_S = 5.0
+from producers.gateway.delivery import acknowledged
 
 
 class GatewayFeedback:
@@ -50,10 +46,7 @@ class GatewayFeedback:
             source=self._source,
             event_id=event.feedback_id,
         )
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(written), WRITTEN_S)
-        except (TimeoutError, FeedloomError) as error:
-            raise unavailable("Kafka does not take records", code="broker_gone") from error
+        await acknowledged(written)
         return event.feedback_id
 
     def close(self) -> None:

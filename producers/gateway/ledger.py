@@ -93,11 +93,6 @@ class AdmissionLedger:
             if not (tenant.recent or tenant.leases or tenant.keys):
                 del self._tenants[name]
 
-    def usage(self, tenant: str) -> tuple[int, int, int]:
-        """Requests and tokens of the last minute, and requests that run."""
-        state = self._tenants.get(tenant, _Tenant())
-        return len(state.recent), state.tokens, len(state.leases)
-
 
 def _decide(tenant: _Tenant, event: AdmissionAsked, at_ms: int) -> Decision:
     key = event.idempotency_key

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from typing import Literal
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, read_to_end
@@ -84,10 +85,10 @@ class Presence:
             except FeedloomError as error:
                 log.warning("presence not reported: %s", error)
 
-    def _report(self, state: str) -> None:
+    def _report(self, state: Literal["ready", "stopped"]) -> None:
         event = GatewayStatusReported(
             gateway_id=self._gateway_id,
-            state="ready" if state == "ready" else "stopped",
+            state=state,
             reply_partition=self._reply_partition,
             reported_at_ms=time.time_ns() // 1_000_000,
             url=self._url,

@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 
-from infra.contracts import catalogue
 from infra.contracts.bus import Bus
 from infra.contracts.config_sections import TenantConfig
 from infra.contracts.errors import FeedloomError
@@ -28,6 +27,7 @@ from producers.aio import AsyncGenerationHandle
 from producers.client import GenerationClient
 from producers.gateway import identifiers
 from producers.gateway.admissions import Admissions
+from producers.gateway.delivery import WRITTEN_S, acknowledged
 from producers.gateway.errors import ApiError, invalid, not_found, timed_out, unavailable
 from producers.gateway.identifiers import Kind, RequestId
 from producers.gateway.ledger import Admitted, Duplicate, Refused
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 2.0
 """A worker says itself that a deadline has passed; only after this is it said for it."""
-WRITTEN_S = 5.0
 LEASE_MARGIN_S = 10.0
 IDEMPOTENCY_KEY_LIMIT = 255
 
@@ -64,7 +63,6 @@ class GatewayService:
             bus, source=source, reply_partition=settings.reply_partition
         )
         self._admissions = Admissions(bus, source=source)
-        self._chunk_partitions = len(bus.end_offsets(catalogue.CHUNKS.name))
         self._bus = bus
         self._token_log: TokenLog | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -129,7 +127,7 @@ class GatewayService:
         )
         if question.background:
             self._settle(principal, request, handle, counted=counted)
-            await self._written(written)
+            await acknowledged(written)
             return Call(request=request, question=question, items=_nothing(), replayed=False)
         return Call(
             request=request,
@@ -151,7 +149,7 @@ class GatewayService:
         request = identifiers.parse(text)
         if (
             request is None
-            or request.partition >= self._chunk_partitions
+            or request.partition >= self._client.reply_partitions
             or not request.belongs_to(principal.tenant)
         ):
             raise not_found(f"there is no request {text!r}")
@@ -164,7 +162,7 @@ class GatewayService:
 
     async def cancel(self, request: RequestId, reason: str) -> None:
         """Ask the workers to stop it; returns when that is written. Raises ApiError 503."""
-        await self._written(self._client.cancel(request.text, reason))
+        await acknowledged(self._client.cancel(request.text, reason))
 
     async def close(self) -> None:
         """Stop following; what runs goes on, and any replica can be asked for it."""
@@ -385,12 +383,6 @@ class GatewayService:
             # Nobody knows what one without a result has used: what was reserved stands.
             tokens = None if result is None else result.prompt_tokens + result.output_tokens
             self._admissions.end(principal.tenant, request.text, tokens)
-
-    async def _written(self, future: Future[Any]) -> None:
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(future), WRITTEN_S)
-        except (TimeoutError, FeedloomError) as error:
-            raise unavailable("Kafka does not take records", code="broker_gone") from error
 
 
 async def whole_answer(items: AsyncIterator[Item]) -> GenerationResult:
