@@ -302,12 +302,21 @@ def running_gateway(
     views = Views(bus, lag=lag)
     service = GatewayService(bus, views, configured, source="gateway-test")
     app = create_app(bus, service, authenticator, configured, source="gateway-test")
+    try:
+        with served(app) as url:
+            yield Running(url, service, views)
+    finally:
+        views.close()
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """An application that listens on a free port of loopback, in a thread; its address."""
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             host="127.0.0.1",
             port=0,
-            http="httptools",
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=5,
@@ -319,9 +328,7 @@ def running_gateway(
         while not server.started:
             assert thread.is_alive(), "the gateway did not start"
             thread.join(0.02)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield Running(f"http://127.0.0.1:{port}", service, views)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
-        views.close()

@@ -237,14 +237,10 @@ def read_since(
     Partition by partition in order. Holds one poll's records. Raises FatalError when nothing comes
     for ``silence_s`` and the end is not reached.
     """
-    starts, ends = bus.offsets_since(topic, timestamp_ms), bus.end_offsets(topic)
-    left = {where: end for where, end in ends.items() if starts.get(where, end) < end}
-    if not left:
-        return
-    reader = bus.reader([topic], partitions=[where.partition for where in left])
+    reader = bus.reader([topic])
     try:
-        for where in left:
-            reader.seek(where, starts[where])
+        ends = reader.seek_since(timestamp_ms)
+        left = dict(ends)
         deadline = monotonic() + silence_s
         while left := unread(reader, left):
             found = reader.poll(poll_s, max_records=5_000)

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from infra.contracts import catalogue, codec
@@ -41,7 +40,7 @@ from producers.gateway.app import create_app
 from producers.gateway.console.desk import Console
 from producers.gateway.service import GatewayService
 from producers.gateway.views import Views
-from tests.gateway import KnownKeys, Script, ScriptedWorker, principal, publish, seed
+from tests.gateway import KnownKeys, Script, ScriptedWorker, principal, publish, seed, served
 
 KEY, LIMITED_KEY = "fl-operator-of-the-night", "fl-operator-without-more"
 CHROMIUM_MISSING = (
@@ -181,31 +180,7 @@ def gateway_on(bus: Bus, spans: Path, *, dead_letters: DeadLetters | None = None
             bus, service, source="gateway-test", span_directory=spans, dead_letters=dead_letters
         )
         app = create_app(bus, service, keys, settings, source="gateway-test", console=console)
-        yield stack.enter_context(_served(app))
-
-
-@contextmanager
-def _served(app: object) -> Iterator[str]:
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            host="127.0.0.1",
-            port=0,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=5,
-        )
-    )
-    thread = threading.Thread(target=server.run, name="gateway")
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the gateway did not start"
-            thread.join(0.02)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+        yield stack.enter_context(served(app))
 
 
 @pytest.fixture
