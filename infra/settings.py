@@ -206,6 +206,13 @@ class TelemetrySettings(_Section):
 
     span_directory: Path | None = None
     """Also append finished spans here, one JSON-lines file a process."""
+    prometheus_port: int | None = Field(default=None, ge=0, le=65535)
+    """Serves metrics at /metrics; 0 picks a free port, which the log names. Unset: only where
+    ``OTEL_METRICS_EXPORTER`` names prometheus."""
+    prometheus_host: str | None = None
+    """Where that listens; unset: ``OTEL_EXPORTER_PROMETHEUS_HOST``, else 127.0.0.1."""
+    log_format: Literal["text", "json"] = "text"
+    """Of what goes to standard error; ``json``: an object a line."""
 
 
 class ArtifactStoreSettings(_Section):

@@ -20,11 +20,23 @@ def inject(headers: Headers, context: Context | None = None) -> list[tuple[str, 
     return kept + [(name, value.encode()) for name, value in carrier.items()]
 
 
+def trace_headers() -> dict[str, str] | None:
+    """The current trace context as an HTTP caller would send it; ``None`` outside of any span."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier or None
+
+
 def forward(headers: Headers, source: Headers) -> list[tuple[str, bytes]]:
     """``headers`` with the trace context that ``source`` carries, as it is: for where no span is
     recorded in between.
     """
-    return [*headers, *(pair for pair in source if pair[0].lower() in _FIELDS)]
+    return [*headers, *carried(source)]
+
+
+def carried(headers: Headers) -> list[tuple[str, bytes]]:
+    """The trace context among ``headers``, to be kept or handed on."""
+    return [pair for pair in headers if pair[0].lower() in _FIELDS]
 
 
 def extract(headers: Headers) -> Context:

@@ -1,35 +1,39 @@
 """Start OpenTelemetry in a process: traces, metrics and logs, from the ``OTEL_*`` variables.
 
 Nothing leaves the process unless a variable asks for it: ``OTEL_TRACES_EXPORTER``,
-``OTEL_METRICS_EXPORTER`` and ``OTEL_LOGS_EXPORTER`` (``none``, ``console`` or ``otlp``), or an
-``OTEL_EXPORTER_OTLP_*ENDPOINT``, which means ``otlp``. Sampling, resource attributes, batch sizes
-and headers are read by the SDK itself. OTLP goes over HTTP unless ``OTEL_EXPORTER_OTLP_PROTOCOL``
-says ``grpc``, which needs a package of its own.
+``OTEL_METRICS_EXPORTER`` and ``OTEL_LOGS_EXPORTER`` (``none``, ``console`` or ``otlp``, metrics
+also ``prometheus``; several with commas), or an ``OTEL_EXPORTER_OTLP_*ENDPOINT``, which means
+``otlp``. Sampling, resource attributes, batch sizes and headers are read by the SDK itself. OTLP
+goes over HTTP unless ``OTEL_EXPORTER_OTLP_PROTOCOL`` says ``grpc``, which needs a package of its
+own.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 from opentelemetry._logs import get_logger_provider, set_logger_provider
 from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk._logs.export import LogRecordExporter
 from opentelemetry.sdk.metrics.export import MetricReader
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from infra.contracts.errors import ConfigurationError
 from infra.settings import TelemetrySettings
+from observability.engine_spans import EngineSpans
+from observability.metrics import PrometheusEndpoint, is_collecting, prometheus_place, start_metrics
 from observability.spans import SpanFileExporter
 from observability.tracing import start_recording
 
@@ -43,7 +47,7 @@ OTLP_MODULES = {
 }
 
 Signal = Literal["traces", "metrics", "logs"]
-Exporter = Literal["none", "console", "otlp"]
+Exporter = Literal["console", "otlp", "prometheus"]
 
 
 class Telemetry:
@@ -91,46 +95,57 @@ def _stop(stop: Callable[[], object]) -> None:
 def configure_telemetry(
     service_name: str, settings: TelemetrySettings, *, instance_id: str | None = None
 ) -> Telemetry:
-    """Install the providers of this process, and a plain log on standard error.
+    """Install the providers of this process, and a log on standard error.
 
     ``OTEL_SERVICE_NAME`` overrides ``service_name``. A process has one set of providers: a second
-    call leaves the first set in place and only returns something to shut down.
+    call leaves the first set in place and only returns something to shut down. ``instance_id``
+    tells this process from others of its service; by default host and process id do.
 
     Raises:
-        ConfigurationError: a variable names an exporter or a protocol that is not to be had.
+        ConfigurationError: a variable names an exporter or a protocol that is not to be had, or
+            metrics cannot be served where they are to be.
     """
-    _configure_logging()
+    service = os.environ.get("OTEL_SERVICE_NAME") or service_name
+    _configure_logging(settings, service)
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return Telemetry([])
-    exporters = {name: chosen_exporter(name) for name in ("traces", "metrics", "logs")}
-    resource = _resource(service_name, instance_id)
+    exporters = {name: chosen_exporters(name) for name in ("traces", "metrics", "logs")}
+    resource = _resource(service, instance_id)
     stops: list[Callable[[], object]] = []
     # Without anywhere to send spans to none are recorded: a fifth of a small request's CPU time.
     # The API's own tracer then hands the caller's trace context on, unchanged.
-    wanted = exporters["traces"] != "none" or settings.span_directory is not None
+    wanted = bool(exporters["traces"]) or settings.span_directory is not None
     if wanted and not isinstance(trace.get_tracer_provider(), TracerProvider):
         stops.append(_start_traces(resource, exporters["traces"], settings.span_directory))
-    wanted = exporters["metrics"] != "none"
-    if wanted and not isinstance(metrics.get_meter_provider(), MeterProvider):
-        stops.append(_start_metrics(resource, exporters["metrics"]))
-    if exporters["logs"] != "none" and not isinstance(get_logger_provider(), LoggerProvider):
+    wanted = bool(exporters["metrics"]) or settings.prometheus_port is not None
+    if wanted and not is_collecting():
+        stops.append(_start_metrics(resource, exporters["metrics"], settings))
+    if exporters["logs"] and not isinstance(get_logger_provider(), LoggerProvider):
         stops.append(_start_logs(resource, exporters["logs"]))
     return Telemetry(stops)
 
 
-def chosen_exporter(signal: Signal) -> Exporter:
-    """What the environment asks for. Raises ConfigurationError on an unknown name."""
+def chosen_exporters(signal: Signal) -> tuple[Exporter, ...]:
+    """What the environment asks for, perhaps nothing. Raises ConfigurationError on unknown names.
+
+    Metrics are served to Prometheus where it is named here, or ``prometheus_port`` is set.
+    """
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     named = os.environ.get(variable, "").strip().lower()
     if named:
-        if named not in ("none", "console", "otlp"):
-            raise ConfigurationError(f"{variable}={named}: use none, console or otlp")
-        return named  # type: ignore[return-value]
+        known = ("none", "console", "otlp", *(("prometheus",) if signal == "metrics" else ()))
+        chosen = dict.fromkeys(name.strip() for name in named.split(","))
+        for name in chosen:
+            if name not in known:
+                raise ConfigurationError(
+                    f"{variable}={named}: use {', '.join(known[:-1])} or {known[-1]}"
+                )
+        return tuple(name for name in chosen if name != "none")  # type: ignore[misc]
     endpoints = (
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT",
     )
-    return "otlp" if any(os.environ.get(name) for name in endpoints) else "none"
+    return ("otlp",) if any(os.environ.get(name) for name in endpoints) else ()
 
 
 def otlp_exporter(signal: Signal, module: str, name: str) -> Any:
@@ -149,26 +164,28 @@ def otlp_exporter(signal: Signal, module: str, name: str) -> Any:
         ) from error
 
 
-def _resource(service_name: str, instance_id: str | None) -> Resource:
-    attributes = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or service_name}
+def _resource(service: str, instance_id: str | None) -> Resource:
+    attributes = {"service.name": service}
     if instance_id is not None:
         attributes["service.instance.id"] = instance_id
+    elif "service.instance.id" not in OTELResourceDetector().detect().attributes:
+        # Two processes that send one series would overwrite each other's.
+        attributes["service.instance.id"] = f"{socket.gethostname()}-{os.getpid()}"
     return Resource.create(attributes)
 
 
 def _start_traces(
-    resource: Resource, exporter: Exporter, span_directory: Path | None
+    resource: Resource, exporters: Sequence[Exporter], span_directory: Path | None
 ) -> Callable[[], object]:
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     # Processors are flushed in this order: the disk must not wait for a collector.
     if span_directory is not None:
-        provider.add_span_processor(
-            BatchSpanProcessor(
-                SpanFileExporter(span_directory), schedule_delay_millis=SPAN_FILE_DELAY_MS
-            )
+        to_file = BatchSpanProcessor(
+            SpanFileExporter(span_directory), schedule_delay_millis=SPAN_FILE_DELAY_MS
         )
-    if exporter != "none":
-        provider.add_span_processor(BatchSpanProcessor(_span_exporter(exporter)))
+        provider.add_span_processor(EngineSpans(to_file))
+    for exporter in exporters:
+        provider.add_span_processor(EngineSpans(BatchSpanProcessor(_span_exporter(exporter))))
     trace.set_tracer_provider(provider)
     start_recording()
     return provider.shutdown
@@ -183,38 +200,42 @@ def _span_exporter(exporter: Exporter) -> SpanExporter:
     return made
 
 
-def _start_metrics(resource: Resource, exporter: Exporter) -> Callable[[], object]:
+def _start_metrics(
+    resource: Resource, exporters: Sequence[Exporter], settings: TelemetrySettings
+) -> Callable[[], object]:
+    from opentelemetry.sdk.metrics.export import (
+        ConsoleMetricExporter,
+        PeriodicExportingMetricReader,
+    )
+
     readers: list[MetricReader] = []
-    if exporter != "none":
-        from opentelemetry.sdk.metrics.export import (
-            ConsoleMetricExporter,
-            PeriodicExportingMetricReader,
-        )
+    endpoint: PrometheusEndpoint | None = None
+    if "prometheus" in exporters or settings.prometheus_port is not None:
+        endpoint = PrometheusEndpoint(*prometheus_place(settings))
+        readers.append(endpoint.reader)
+    if "console" in exporters:
+        readers.append(PeriodicExportingMetricReader(ConsoleMetricExporter()))
+    if "otlp" in exporters:
+        made = otlp_exporter("metrics", "metric_exporter", "OTLPMetricExporter")()
+        readers.append(PeriodicExportingMetricReader(made))
+    stop_metrics = start_metrics(resource, readers, stop_timeout_s=SHUTDOWN_TIMEOUT_S)
 
-        if exporter == "console":
-            readers.append(PeriodicExportingMetricReader(ConsoleMetricExporter()))
-        else:
-            made = otlp_exporter("metrics", "metric_exporter", "OTLPMetricExporter")()
-            readers.append(PeriodicExportingMetricReader(made))
-    provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
-    metrics.set_meter_provider(provider)
-    return lambda: provider.shutdown(timeout_millis=1000 * SHUTDOWN_TIMEOUT_S)
+    def stop() -> None:
+        if endpoint is not None:
+            endpoint.close()
+        stop_metrics()
+
+    return stop
 
 
-def _start_logs(resource: Resource, exporter: Exporter) -> Callable[[], object]:
-    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter
+def _start_logs(resource: Resource, exporters: Sequence[Exporter]) -> Callable[[], object]:
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 
     from observability.logs import OtelLogHandler
 
-    target: LogRecordExporter
-    if exporter == "console":
-        from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter
-
-        target = ConsoleLogRecordExporter()
-    else:
-        target = otlp_exporter("logs", "_log_exporter", "OTLPLogExporter")()
     provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_log_record_processor(BatchLogRecordProcessor(target))
+    for exporter in exporters:
+        provider.add_log_record_processor(BatchLogRecordProcessor(_log_exporter(exporter)))
     set_logger_provider(provider)
     handler = OtelLogHandler(provider)
     logging.getLogger().addHandler(handler)
@@ -226,13 +247,24 @@ def _start_logs(resource: Resource, exporter: Exporter) -> Callable[[], object]:
     return stop
 
 
-def _configure_logging() -> None:
-    from observability.logs import TraceFormatter
+def _log_exporter(exporter: Exporter) -> LogRecordExporter:
+    if exporter == "console":
+        from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter
+
+        return ConsoleLogRecordExporter()
+    made: LogRecordExporter = otlp_exporter("logs", "_log_exporter", "OTLPLogExporter")()
+    return made
+
+
+def _configure_logging(settings: TelemetrySettings, service: str) -> None:
+    from observability.logs import JsonFormatter, TraceFormatter
 
     root = logging.getLogger()
-    if not any(isinstance(handler.formatter, TraceFormatter) for handler in root.handlers):
+    ours = (TraceFormatter, JsonFormatter)
+    if not any(isinstance(handler.formatter, ours) for handler in root.handlers):
+        as_json = settings.log_format == "json"
         handler = logging.StreamHandler()
-        handler.setFormatter(TraceFormatter())
+        handler.setFormatter(JsonFormatter(service) if as_json else TraceFormatter())
         root.addHandler(handler)
     if root.level > logging.INFO or root.level == logging.NOTSET:
         root.setLevel(logging.INFO)

@@ -6,11 +6,11 @@ several. Whether spans are recorded is decided once, when the process's telemetr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Tracer
+from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from infra.contracts.codec import Headers
@@ -53,16 +53,46 @@ def span(
     kind: SpanKind = SpanKind.INTERNAL,
     attributes: Mapping[str, AttributeValue] | None = None,
     parent: Headers | None = None,
+    links: Sequence[Link] = (),
+    start_ns: int | None = None,
 ) -> AbstractContextManager[Span]:
-    """The current span for a ``with`` block. ``parent``: headers that carry the trace context.
+    """The current span for a ``with`` block. ``parent``: headers that carry the trace context;
+    empty ones make it a root. ``start_ns``: epoch nanoseconds, now by default.
 
     Without recording it is the invalid span, and the current context stays as it is.
     """
     if not _recording:
         return _NO_SPAN
-    return tracer.start_as_current_span(
-        name,
-        context=None if parent is None else extract(parent),
-        kind=kind,
-        attributes=attributes,
+    return _recorded(
+        tracer.start_as_current_span(
+            name,
+            context=None if parent is None else extract(parent),
+            kind=kind,
+            attributes=attributes,
+            links=links,
+            start_time=start_ns,
+        )
     )
+
+
+@contextmanager
+def _recorded(started: AbstractContextManager[Span]) -> Iterator[Span]:
+    """The SDK notes an exception and the status, but no ``error.type``."""
+    with started as recording:
+        try:
+            yield recording
+        except Exception as error:
+            recording.set_attribute("error.type", type(error).__qualname__)
+            raise
+
+
+def past(
+    tracer: Tracer,
+    name: str,
+    start_ns: int,
+    *,
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> None:
+    """A child of the current span that began at ``start_ns`` and ends now."""
+    if _recording:
+        tracer.start_span(name, attributes=attributes, start_time=start_ns).end()

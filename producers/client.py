@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import msgspec
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, StatusCode
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Reader, Record, RecordPosition
@@ -36,10 +36,13 @@ from infra.contracts.events import (
 )
 from infra.kafka.bus import connect
 from infra.settings import Settings
+from observability.instruments import MESSAGES_SENT, MESSAGING_OPERATION_DURATION
+from observability.messaging import REQUEST_ID, process_attributes, send_attributes
 from observability.propagation import extract, inject
 from producers.affinity import BoundedLoadRouter
 from producers.errors import ClientClosed
 from producers.handle import GenerationHandle
+from producers.inference import Inference
 
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("feedloom.producers")
@@ -152,21 +155,14 @@ class GenerationClient:
             metadata=dict(metadata or {}),
         )
         topic = catalogue.REQUESTS_BATCH.name if batch else catalogue.REQUESTS.name
-        with tracer.start_as_current_span(
-            f"send {topic}",
-            kind=SpanKind.PRODUCER,
-            attributes={
-                "messaging.system": "kafka",
-                "messaging.operation.type": "send",
-                "messaging.destination.name": topic,
-                "feedloom.request.id": request.request_id,
-            },
-        ) as span:
-            handle = GenerationHandle(
-                request,
-                trace_id=f"{span.get_span_context().trace_id:032x}",
-                cancel=lambda reason: self._cancel(request.request_id, reason),
-            )
+        asked = None if isinstance(sampling, SamplingParameters) else frozenset(sampling or ())
+        inference = Inference(tracer, request, names=asked)
+        handle = GenerationHandle(
+            request,
+            inference=inference,
+            cancel=lambda reason: self._cancel(request.request_id, reason),
+        )
+        try:
             with self._lock:
                 if self._closing.is_set():
                     raise ClientClosed("the client is closed")
@@ -175,20 +171,62 @@ class GenerationClient:
                 self._open[request.request_id] = handle
                 if affinity_key is not None:
                     handle.route = topic, self._routers[topic].choose(affinity_key.encode())
-            key = affinity_key or request.request_id
-            headers = codec.event_headers(request, event_id=request.submit_id, source=self._source)
-            if request.deadline_ms is not None:
-                headers.append((codec.DEADLINE_HEADER, str(request.deadline_ms).encode()))
+            handle.written = self._send(topic, request, handle, affinity_key, sampling)
+        except BaseException as error:
+            inference.end(error=error)
+            raise
+        handle.written.add_done_callback(lambda done: self._published(handle, done))
+        return handle
+
+    def _send(
+        self,
+        topic: str,
+        request: GenerationRequest,
+        handle: GenerationHandle,
+        affinity_key: str | None,
+        sampling: SamplingParameters | Mapping[str, Any] | None,
+    ) -> Future[RecordPosition]:
+        """The span ends when the broker has the record, and says where."""
+        key = affinity_key or request.request_id
+        began = time.perf_counter()
+        span = tracer.start_span(
+            f"send {topic}",
+            handle.inference.context,
+            kind=SpanKind.PRODUCER,
+            attributes=send_attributes(topic, key=key) | {REQUEST_ID: request.request_id},
+        )
+        headers = codec.event_headers(request, event_id=request.submit_id, source=self._source)
+        if request.deadline_ms is not None:
+            headers.append((codec.DEADLINE_HEADER, str(request.deadline_ms).encode()))
+
+        def sent(done: Future[RecordPosition]) -> None:
+            attributes = _sent_attributes(topic)
+            error = done.exception()
+            if error is None:
+                position = done.result()
+                span.set_attribute("messaging.destination.partition.id", str(position.partition))
+                span.set_attribute("messaging.kafka.offset", position.offset)
+            else:
+                attributes["error.type"] = type(error).__qualname__
+                span.set_attribute("error.type", type(error).__qualname__)
+                span.set_status(StatusCode.ERROR, str(error))
+            span.end()
+            MESSAGES_SENT.add(1, attributes)
+            MESSAGING_OPERATION_DURATION.record(time.perf_counter() - began, attributes)
+
+        try:
             future = self._publisher.publish(
                 topic,
                 key=key.encode(),
                 value=_encode(request, sampling),
-                headers=inject(headers),
+                headers=inject(headers, trace.set_span_in_context(span)),
                 partition=None if handle.route is None else handle.route[1],
             )
-        handle.written = future
-        future.add_done_callback(lambda done: self._published(handle, done))
-        return handle
+        except BaseException:
+            span.end()
+            raise
+        future.add_done_callback(sent)
+        return future
 
     def cancel(self, request_id: str, reason: str | None = None) -> Future[RecordPosition]:
         """Ask the workers to stop any request; ends when that is written."""
@@ -200,6 +238,8 @@ class GenerationClient:
             handle = self._open.pop(request_id, None)
             if handle is not None:
                 self._arrived(handle)
+        if handle is not None:
+            handle.inference.end()
 
     @property
     def alive(self) -> bool:
@@ -309,7 +349,7 @@ class GenerationClient:
             f"process {catalogue.RESULTS.name}",
             context=extract(record.headers),
             kind=SpanKind.CONSUMER,
-            attributes={"feedloom.request.id": result.request_id},
+            attributes=process_attributes(record) | {REQUEST_ID: result.request_id},
         ):
             with self._lock:
                 self._arrived(handle)
@@ -331,6 +371,14 @@ class GenerationClient:
     def _forget(self, handle: GenerationHandle) -> None:
         with self._lock:
             self._open.pop(handle.request.request_id, None)
+
+
+def _sent_attributes(topic: str) -> dict[str, str]:
+    return {
+        "messaging.system": "kafka",
+        "messaging.operation.name": "send",
+        "messaging.destination.name": topic,
+    }
 
 
 def _all_fields(given: SamplingParameters | Mapping[str, Any] | None) -> SamplingParameters:

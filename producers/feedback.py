@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanKind
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, RecordPosition
 from infra.contracts.events import Event, FeedbackForgotten, FeedbackReceived, PreferencePair
+from observability.messaging import REQUEST_ID, send_attributes
 from observability.propagation import inject
 from producers.errors import InvalidFeedback
 
@@ -137,7 +138,7 @@ class FeedbackClient:
         with tracer.start_as_current_span(
             f"send {topic}",
             kind=SpanKind.PRODUCER,
-            attributes={"feedloom.request.id": request_id},
+            attributes=send_attributes(topic, key=request_id) | {REQUEST_ID: request_id},
         ):
             headers = codec.event_headers(event, event_id=event_id, source=self._source)
             self._pending.append(

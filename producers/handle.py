@@ -17,6 +17,7 @@ from infra.contracts.events import (
     GenerationResult,
 )
 from producers.errors import ResultTimeout
+from producers.inference import Inference
 
 LATE_CHUNKS_S = 5.0
 COMPLETE: frozenset[FinishReason] = frozenset({"stop", "length"})
@@ -30,10 +31,15 @@ class GenerationHandle:
     """
 
     def __init__(
-        self, request: GenerationRequest, *, trace_id: str, cancel: Callable[[str | None], object]
+        self,
+        request: GenerationRequest,
+        *,
+        inference: Inference,
+        cancel: Callable[[str | None], object],
     ) -> None:
         self.request = request
-        self.trace_id = trace_id
+        self.inference = inference
+        self.trace_id = inference.trace_id
         self.submitted_at = time.monotonic()
         self.arrivals: list[tuple[float, int]] = []
         self.route: tuple[str, int] | None = None
@@ -115,6 +121,7 @@ class GenerationHandle:
             now = time.monotonic()
             self.arrivals.extend((now, len(c.token_ids)) for c in ready if c.token_ids)
             self._unread.extend(ready)
+        self.inference.first_chunk()
         self._notify()
 
     def accept_result(self, result: GenerationResult) -> None:
@@ -122,6 +129,7 @@ class GenerationHandle:
         with self._changed:
             if self._result is None:
                 self._result, self._result_at = result, time.monotonic()
+        self.inference.end(result)
         self._notify()
 
     def fail(self, error: BaseException) -> None:
@@ -129,6 +137,7 @@ class GenerationHandle:
         with self._changed:
             if self._result is None and self._error is None:
                 self._error = error
+        self.inference.end(error=error)
         self._notify()
 
     def listen(self, listener: Callable[[], None]) -> None:

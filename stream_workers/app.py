@@ -13,7 +13,7 @@ import faust
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers.aiokafka import Producer, Transport
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import StatusCode
 
 from infra.contracts.bus import Record
 from infra.contracts.catalogue import FEEDBACK, FORGOTTEN, REQUESTS, REQUESTS_BATCH, RESULTS
@@ -27,7 +27,8 @@ from infra.contracts.events import (
 )
 from infra.kafka.connection import sasl_password, security_options, tls_context
 from infra.settings import KafkaSettings, WorkerSettings
-from observability.tracing import span
+from observability.messaging import LINK, REQUEST_ID, links_to, processing
+from observability.propagation import carried
 from stream_workers.consumer import RequestTransport, Stored
 from stream_workers.feedback import Joined, decode_state, encode_state, join
 from stream_workers.sink import KafkaSink
@@ -149,25 +150,42 @@ class FeedbackJoin:
 
     async def _join(self, event: Any, kind: type[Joined]) -> None:
         record = _record(event.message, self._prefix)
-        with span(
-            _TRACER, f"process {record.topic}", kind=SpanKind.CONSUMER, parent=record.headers
-        ):
-            try:
-                if record.value is None:
-                    raise MalformedRecord("no value")
-                received = decode(record.value, kind)
-            except ContractError as error:
-                await self._sink.publish_dead_letter(record, error)
+        received, problem = _decoded(record, kind)
+        key = b"" if received is None else received.request_id.encode()
+        state = decode_state(self._table.get(key))
+        # Feedback comes in a trace of its own; what it is about has another.
+        about = links_to(state.origin, **{LINK: "request"}) if kind is not GenerationResult else []
+        with processing(
+            _TRACER,
+            record,
+            group=self._app.conf.id,
+            attributes={REQUEST_ID: record.key_text},
+            links=about,
+        ) as joining:
+            if received is None:
+                assert problem is not None
+                joining.set_attribute("error.type", type(problem).__qualname__)
+                joining.set_status(StatusCode.ERROR, str(problem))
+                await self._sink.publish_dead_letter(record, problem)
                 return
-            key = received.request_id.encode()
-            state = decode_state(self._table.get(key))
-            following, found = join(state, received)
+            following, found = join(state, received, origin=carried(record.headers))
             if isinstance(found, FeedbackExample):
                 await self._sink.example(found, record)
             elif found is not None:
                 await self._sink.forget(found, record)
             if following != state:
                 self._table[key] = encode_state(following)
+
+
+def _decoded(
+    record: Record, kind: type[Joined]
+) -> tuple[Joined, None] | tuple[None, ContractError]:
+    try:
+        if record.value is None:
+            raise MalformedRecord("no value")
+        return decode(record.value, kind), None
+    except ContractError as error:
+        return None, error
 
 
 def _record(message: Any, prefix: str) -> Record:

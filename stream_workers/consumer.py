@@ -9,7 +9,8 @@ Group membership, rebalancing, table recovery and every other topic stay Faust's
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sized
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
@@ -19,6 +20,15 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types import TP
 
 from infra.contracts.bus import Record, TopicPartition
+from observability.instruments import (
+    DESTINATION,
+    GROUP,
+    MESSAGES_CONSUMED,
+    MESSAGING_OPERATION,
+    MESSAGING_OPERATION_DURATION,
+    SYSTEM,
+)
+from stream_workers.lag import PartitionLag
 from stream_workers.transactions import Committed, GroupMember
 
 FETCH_WAIT_MS = 500
@@ -94,23 +104,39 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
             )
             for tp in mine
         }
-        for partition, offset in (await transport.intake.opened(stored, member)).items():
+        opened = await transport.intake.opened(stored, member)
+        transport.lag.assigned(opened)
+        for partition, offset in opened.items():
             await self.seek(self._broker_name(partition), offset)
 
     async def on_partitions_revoked(self, revoked: AbstractSet[Any]) -> None:
         """The intake commits what it can while this member may still."""
         await self._intake.intake.revoking()
+        self._intake.lag.revoked()
         await super().on_partitions_revoked(revoked)
+
+    async def measure_ends(self) -> None:
+        """Ask where the owned partitions of the request topics end, for ``RequestTransport.lag``.
+
+        What fetches bring along would not do: of a partition that rests under back-pressure,
+        nothing is fetched. Raises aiokafka's KafkaError.
+        """
+        lag = self._intake.lag
+        mine = [self._broker_name(partition) for partition in lag.partitions]
+        if mine:
+            ends = await self.highwaters(*mine)
+            lag.ended({self._name(TP(*tp)): end for tp, end in ends.items()})
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:
         """As Faust's, for all but the dispatcher's topics, whose batches are handed over here."""
-        seeks = self._seeks
+        seeks, began = self._seeks, time.monotonic()
         fetched, active = await self._wait_next_records(POLL_S)
         generation = self.app.consumer_generation_id
         # What was fetched while the flow was stopped is fetched again: perform_seek comes first.
         if not fetched or self.should_stop or not self.flow_active:
             return
         transport = self._intake
+        self._measure(fetched, time.monotonic() - began)
         others = {}
         for partition, records in fetched.items():
             tp = ensure_TP(partition)
@@ -130,6 +156,13 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
                 return
             if active is None or tp in active or tp in self._buffered_partitions:
                 yield tp, self._to_message(tp, record)
+
+    def _measure(self, fetched: Mapping[Any, Sized], took_s: float) -> None:
+        poll = {SYSTEM: "kafka", MESSAGING_OPERATION: "poll", GROUP: self.app.conf.id}
+        MESSAGING_OPERATION_DURATION.record(took_s, poll)
+        for partition, records in fetched.items():
+            topic = partition.topic.removeprefix(self._intake.prefix)
+            MESSAGES_CONSUMED.add(len(records), {**poll, DESTINATION: topic})
 
     def member(self) -> GroupMember:
         """Who this consumer is in its group now."""
@@ -190,6 +223,7 @@ class RequestTransport(Transport):  # type: ignore[misc]
         self.prefix = prefix
         self.topics = {prefix + topic: topic for topic in topics}
         self.stored = stored
+        self.lag = PartitionLag()
         self.intake: Intake
 
 

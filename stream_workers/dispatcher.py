@@ -23,7 +23,24 @@ from typing import Protocol
 from infra.contracts.bus import Record, TopicPartition
 from infra.contracts.catalogue import REQUESTS_BATCH
 from infra.contracts.events import GenerationCancellation
-from observability.instruments import REQUESTS_IN_FLIGHT, REQUESTS_QUEUED
+from observability.instruments import (
+    ADMISSION_WAIT,
+    CLASS,
+    DESTINATION,
+    DUPLICATES,
+    ERROR_TYPE,
+    GROUP,
+    MESSAGING_OPERATION,
+    MESSAGING_PROCESS_DURATION,
+    OUTCOME,
+    REASON,
+    REBALANCES,
+    REQUESTS_IN_FLIGHT,
+    REQUESTS_QUEUED,
+    SYSTEM,
+    TENANT,
+    bounded_tenant,
+)
 from stream_workers.admission import Load, Priority, Scheduler, Ticket
 from stream_workers.answered import AnsweredKeys
 from stream_workers.handler import Ended, Prepared, RequestHandler, RequestKey, Resumption
@@ -36,6 +53,11 @@ from stream_workers.transactions import Committed, GroupMember, Outgoing
 _LOG = logging.getLogger(__name__)
 
 TICK_S = 0.02
+
+_COUNTED_AS: Mapping[Priority, Mapping[str, str]] = {
+    "interactive": {CLASS: "interactive"},
+    "batch": {CLASS: "batch"},
+}
 
 
 class Flow(Protocol):
@@ -57,11 +79,12 @@ class DispatchOptions:
 
 @dataclass(eq=False)
 class _Job:
-    """A request from its record to its commit."""
+    """A request from its record to its commit. ``taken_s``: of the monotonic clock."""
 
     partition: TopicPartition
     prepared: Prepared
     started_ms: int
+    taken_s: float
     ticket: Ticket[_Job] | None = None
     resumption: Resumption | None = None
     task: asyncio.Task[int] | None = None
@@ -71,6 +94,11 @@ class _Job:
     @property
     def place(self) -> tuple[TopicPartition, int]:
         return self.partition, self.prepared.record.offset
+
+    @property
+    def counted_as(self) -> Mapping[str, str]:
+        """Its class, as an attribute of metrics."""
+        return _COUNTED_AS[_class_of(self.partition)]
 
     def release(self) -> None:
         """Let go of what points back here: its memory is then free at once, whatever the load."""
@@ -138,6 +166,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[int]] = set()
         self._recoveries: set[asyncio.Task[None]] = set()
         self._epoch = 0
+        self._group = ""
         self._draining = False
 
     def bind(self, log: OutcomeLog) -> None:
@@ -161,7 +190,8 @@ class Dispatcher:
         if member.generation != self._epoch + 1:
             # This worker missed a rebalance: others may have owned its partitions meanwhile.
             before = {}
-        self._epoch = member.generation
+        self._epoch, self._group = member.generation, member.group_id
+        REBALANCES.add(1, {OUTCOME: "assigned"})
         positions = {p: decode_position(at.offset, at.metadata) for p, at in stored.items()}
         for (partition, offset), job in list(self._jobs.items()):
             if (
@@ -200,6 +230,8 @@ class Dispatcher:
                 self._abandon(job)
         if not await self._log.flush(self._options.revoke_flush_s):
             _LOG.warning("not everything was committed before the rebalance")
+        if self._partitions:
+            REBALANCES.add(1, {OUTCOME: "revoked"})
         self._before, self._partitions = self._before | self._partitions, {}
         self.trackers.clear()
 
@@ -311,13 +343,15 @@ class Dispatcher:
         key = prepared.key
         if key is not None:
             if key in self._answered:
+                DUPLICATES.add(1, {REASON: "answered"})
                 self._put(Outcome(partition, record.offset, None))
                 return
             first = self._active.get(key)
             if first is not None:
+                DUPLICATES.add(1, {REASON: "running"})
                 first.followers.append((partition, record))
                 return
-        job = _Job(partition, prepared, started_ms, resumption=resumption)
+        job = _Job(partition, prepared, started_ms, time.monotonic(), resumption=resumption)
         self._jobs[job.place] = job
         if key is not None:
             self._active[key] = job
@@ -328,15 +362,17 @@ class Dispatcher:
             return
         request = prepared.request
         assert request is not None
-        priority: Priority = "batch" if partition.topic == REQUESTS_BATCH.name else "interactive"
         job.ticket = Ticket(
-            cost=prepared.cost, payload=job, tenant=request.tenant, priority=priority
+            cost=prepared.cost,
+            payload=job,
+            tenant=request.tenant,
+            priority=_class_of(partition),
         )
         self._scheduler.offer(job.ticket)
         if prepared.deadline_ms is not None:
             self._serial += 1
             heapq.heappush(self._deadlines, (prepared.deadline_ms, self._serial, job))
-        REQUESTS_QUEUED.add(1)
+        REQUESTS_QUEUED.add(1, job.counted_as)
 
     # Jobs run.
 
@@ -345,22 +381,30 @@ class Dispatcher:
             return
         limit = self._batch.limit_tokens
         for ticket in self._scheduler.admit(self._load(), batch_tokens=limit):
-            REQUESTS_QUEUED.add(-1)
+            self._unqueued(ticket.payload, ticket)
             self._launch(ticket.payload)
 
     def _hurry(self, job: _Job) -> None:
         """It will not run: let it end at once instead of waiting for its turn."""
         if job.task is None and job.ticket is not None and self._scheduler.cancel(job.ticket):
             job.ticket = None
-            REQUESTS_QUEUED.add(-1)
+            REQUESTS_QUEUED.add(-1, job.counted_as)
             self._launch(job)
+
+    @staticmethod
+    def _unqueued(job: _Job, ticket: Ticket[_Job]) -> None:
+        REQUESTS_QUEUED.add(-1, job.counted_as)
+        attributes = dict(job.counted_as)
+        if ticket.tenant is not None:
+            attributes[TENANT] = bounded_tenant(ticket.tenant)
+        ADMISSION_WAIT.record(time.monotonic() - job.taken_s, attributes)
 
     def _launch(self, job: _Job) -> None:
         task = job.task = asyncio.create_task(self._run(job))
         self._tasks.add(task)
-        REQUESTS_IN_FLIGHT.add(1)
+        REQUESTS_IN_FLIGHT.add(1, job.counted_as)
         # Not within the task: one that is cancelled before it starts runs nothing at all.
-        task.add_done_callback(partial(self._stopped, job.ticket))
+        task.add_done_callback(partial(self._stopped, job, job.ticket))
 
     async def _run(self, job: _Job) -> int:
         """Returns the tokens it took."""
@@ -378,14 +422,28 @@ class Dispatcher:
                 self._put(job.outcome)
         return ended.tokens
 
-    def _stopped(self, ticket: Ticket[_Job] | None, task: asyncio.Task[int]) -> None:
+    def _stopped(self, job: _Job, ticket: Ticket[_Job] | None, task: asyncio.Task[int]) -> None:
         self._tasks.discard(task)
-        REQUESTS_IN_FLIGHT.add(-1)
+        REQUESTS_IN_FLIGHT.add(-1, job.counted_as)
         failed = self._check(task)
+        if not task.cancelled():
+            self._processed(job, task.exception() or job.prepared.problem)
         if ticket is not None:
             used = None if failed else min(task.result(), ticket.cost)
             self._scheduler.release(ticket, used)
         self._pump()
+
+    def _processed(self, job: _Job, problem: BaseException | None) -> None:
+        """``problem``: what became of it instead of an answer."""
+        attributes = {
+            SYSTEM: "kafka",
+            MESSAGING_OPERATION: "process",
+            DESTINATION: job.partition.topic,
+            GROUP: self._group,
+        }
+        if problem is not None:
+            attributes[ERROR_TYPE] = type(problem).__qualname__
+        MESSAGING_PROCESS_DURATION.record(time.monotonic() - job.taken_s, attributes)
 
     def _check(self, task: asyncio.Task[int] | asyncio.Task[None]) -> bool:
         """Whether it came to no end. An error is fatal."""
@@ -431,7 +489,7 @@ class Dispatcher:
         if job.task is not None:
             job.task.cancel()
         elif job.ticket is not None and self._scheduler.cancel(job.ticket):
-            REQUESTS_QUEUED.add(-1)
+            REQUESTS_QUEUED.add(-1, job.counted_as)
         for partition, record in job.followers:
             if partition != job.partition and partition in self._partitions:
                 self._accept(partition, record, job.started_ms)
@@ -492,3 +550,7 @@ class Dispatcher:
             task.cancel()
         flushed = await self._log.flush(max(2.0, deadline - time.monotonic()))
         return flushed and not left
+
+
+def _class_of(partition: TopicPartition) -> Priority:
+    return "batch" if partition.topic == REQUESTS_BATCH.name else "interactive"

@@ -19,6 +19,9 @@ from typing import Any, Literal
 from infra.contracts.errors import RequestRefused
 from infra.contracts.events import SamplingParameters, StructuredOutput
 from infra.cores import available, divide, share
+from observability.instruments import PREFIX_CACHE_HITS, PREFIX_CACHE_QUERIES
+from observability.propagation import trace_headers
+from observability.tracing import is_recording
 from stream_workers.adapters import Adapters
 from stream_workers.beam_search import Beam, beam_search, together
 from stream_workers.continuation import AnswerText, continuable, continued_seed, resume
@@ -102,7 +105,10 @@ class VllmOptions:
 
 
 class _LoadRecorder(PrometheusStatLogger):  # type: ignore[misc]
-    """Keeps the scheduler's newest figures. Is one of Prometheus so that vLLM adds no other."""
+    """Keeps the scheduler's newest figures, and counts the prefix cache's.
+
+    Is one of Prometheus so that vLLM adds no other.
+    """
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
         self.running = 0
@@ -112,6 +118,11 @@ class _LoadRecorder(PrometheusStatLogger):  # type: ignore[misc]
         if scheduler_stats is not None:
             self.running = scheduler_stats.num_running_reqs
             self.kv_cache_usage = scheduler_stats.kv_cache_usage
+            looked_up = scheduler_stats.prefix_cache_stats
+            # Steps that take in no request, nearly all of them, cost nothing.
+            if looked_up.queries:
+                PREFIX_CACHE_QUERIES.add(looked_up.queries)
+                PREFIX_CACHE_HITS.add(looked_up.hits)
 
     def log_engine_initialized(self) -> None:
         pass
@@ -121,10 +132,16 @@ class _LeanAsyncLLM(AsyncLLM):  # type: ignore[misc]
     """Has the scheduler report every step, but keeps no account of every token.
 
     vLLM switches both with ``log_stats``; the account costs this process 3 us a token, a quarter.
+    It is kept where spans are recorded, because vLLM's spans are made from it.
     """
 
     def _run_output_handler(self) -> None:
-        self.log_stats = self.output_processor.log_stats = False
+        self.log_stats = self.output_processor.log_stats = is_recording()
+        if is_recording():
+            # vLLM's spans go where this process's go: with an endpoint of vLLM's own it would
+            # start exporters besides ours, here and in its children.
+            self.output_processor.tracing_enabled = True
+            self.observability_config.otlp_traces_endpoint = "this process's exporters"
         super()._run_output_handler()
 
 
@@ -388,7 +405,12 @@ class VllmEngine:
                 salt = version if adapter is not None else self._weights.salt
                 tokens = tokens_input(token_ids, cache_salt=salt)
                 made = self._llm.generate(
-                    tokens, params, request_id, lora_request=adapter, priority=-int(urgent)
+                    tokens,
+                    params,
+                    request_id,
+                    lora_request=adapter,
+                    priority=-int(urgent),
+                    trace_headers=trace_headers(),
                 )
                 async with aclosing(made) as outputs:
                     yield outputs

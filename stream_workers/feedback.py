@@ -1,4 +1,4 @@
-"""Joins feedback with the result it speaks of, until it is forgotten. A pure reducer.
+"""Joins feedback with the result it speaks of, until it is forgotten. A reducer that counts.
 
 The table around it is in ``app``. Either side may come first. Whenever a result and new feedback
 meet, the merged example of all feedback so far is given out; it replaces the older one under the
@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import msgspec
 
+from infra.contracts.codec import Headers
 from infra.contracts.events import (
     FeedbackExample,
     FeedbackForgotten,
     FeedbackReceived,
     GenerationResult,
 )
+from observability.instruments import ARM, FEEDBACK, FEEDBACK_KIND, OUTCOME
+
+_KINDS = ("rating", "score", "edited_text", "pair", "comment")
 
 Joined = GenerationResult | FeedbackReceived | FeedbackForgotten
 
 
 class JoinState(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of one request id. ``feedback`` in order of arrival, each id once."""
+    """What is known of one request id. ``feedback`` in order of arrival, each id once.
+
+    ``origin``: the trace context that the result came with.
+    """
 
     result: GenerationResult | None = None
     feedback: tuple[FeedbackReceived, ...] = ()
     forgotten: bool = False
+    origin: tuple[tuple[str, bytes], ...] = ()
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -42,13 +50,25 @@ def decode_state(data: bytes | None) -> JoinState:
 
 
 def join(
-    state: JoinState, event: Joined
+    state: JoinState, event: Joined, *, origin: Headers = ()
 ) -> tuple[JoinState, FeedbackExample | FeedbackForgotten | None]:
     """The next state, and what to publish: the example, if this event completed or changed one,
     or that it is forgotten.
 
     A replayed event publishes again: the first publication may have been lost.
     """
+    following, found = _joined(state, event, origin)
+    if isinstance(event, FeedbackReceived):
+        _count(event, following, _outcome(state, event))
+    elif isinstance(event, GenerationResult) and isinstance(found, FeedbackExample):
+        for early in following.feedback:
+            _count(early, following, "joined")
+    return following, found
+
+
+def _joined(
+    state: JoinState, event: Joined, origin: Headers
+) -> tuple[JoinState, FeedbackExample | FeedbackForgotten | None]:
     if isinstance(event, FeedbackForgotten):
         return JoinState(forgotten=True), event
     if state.forgotten:
@@ -57,12 +77,30 @@ def join(
         # The first result stands. An error has no answer that feedback could be about.
         if state.result is not None or event.finish_reason == "error":
             return state, None
-        state = JoinState(result=event, feedback=state.feedback)
+        state = JoinState(result=event, feedback=state.feedback, origin=tuple(origin))
     elif event.feedback_id not in {known.feedback_id for known in state.feedback}:
-        state = JoinState(result=state.result, feedback=(*state.feedback, event))
+        state = msgspec.structs.replace(state, feedback=(*state.feedback, event))
     if state.result is None or not state.feedback:
         return state, None
     return state, _merge(state.result, state.feedback)
+
+
+def _outcome(state: JoinState, event: FeedbackReceived) -> str:
+    if state.forgotten:
+        return "forgotten"
+    if event.feedback_id in {known.feedback_id for known in state.feedback}:
+        return "repeated"
+    return "early" if state.result is None else "joined"
+
+
+def _count(event: FeedbackReceived, state: JoinState, outcome: str) -> None:
+    """Once by each kind that was given."""
+    attributes = {OUTCOME: outcome}
+    if state.result is not None and state.result.assignment is not None:
+        attributes[ARM] = state.result.assignment.arm
+    for kind in _KINDS:
+        if getattr(event, kind) is not None:
+            FEEDBACK.add(1, {**attributes, FEEDBACK_KIND: kind})
 
 
 def _merge(result: GenerationResult, feedback: tuple[FeedbackReceived, ...]) -> FeedbackExample:

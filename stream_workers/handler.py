@@ -8,14 +8,16 @@ record and the request's offset together. When ``run`` raises, the request has n
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, StatusCode
+from opentelemetry.util.types import AttributeValue
 
 from infra.contracts.bus import Record
 from infra.contracts.catalogue import REQUESTS_BATCH
@@ -29,7 +31,14 @@ from infra.contracts.events import (
     GenerationRequest,
     GenerationResult,
 )
-from observability.tracing import span
+from observability.generation import (
+    captures_content,
+    content_attributes,
+    request_attributes,
+    span_name,
+)
+from observability.messaging import REQUEST_ID, processing
+from observability.tracing import is_recording, past, span
 from stream_workers.coalescer import BATCH, ChunkDraft, Coalescer, crowding
 from stream_workers.continuation import continuable
 from stream_workers.engine import (
@@ -77,6 +86,7 @@ class HandlerOptions:
 
     worker_id: str
     model: str
+    group: str | None = None
     chunk_interval_s: float = 0.05
     chunk_max_tokens: int = 16
     retries: int = 2
@@ -235,10 +245,40 @@ class RequestHandler(Generic[R]):
 
         ``on_first_token`` is told the seconds from the record's receipt to the first token.
         """
+        waited_s = self._monotonic_s() - prepared.received_s
+        received_ns = time.time_ns() - int(1e9 * waited_s)
         request = prepared.request
-        if request is None:
-            assert prepared.problem is not None
-            return Ended(record=self._sink.dead_letter(prepared.record, prepared.problem))
+        attributes: dict[str, str | int] = {"feedloom.request.epoch": epoch}
+        if request is not None:
+            attributes[REQUEST_ID] = request.request_id
+        with processing(
+            _TRACER,
+            prepared.record,
+            group=self._options.group,
+            attributes=attributes,
+            start_ns=received_ns,
+        ) as receiving:
+            if request is None:
+                assert prepared.problem is not None
+                _fail(receiving, type(prepared.problem).__qualname__, str(prepared.problem))
+                return Ended(record=self._sink.dead_letter(prepared.record, prepared.problem))
+            past(
+                _TRACER,
+                "feedloom.admission",
+                received_ns,
+                attributes={"feedloom.request.cost": prepared.cost},
+            )
+            return await self._run(prepared, request, receiving, epoch, resumption, on_first_token)
+
+    async def _run(
+        self,
+        prepared: Prepared,
+        request: GenerationRequest,
+        receiving: Span,
+        epoch: int,
+        resumption: Resumption | None,
+        on_first_token: Callable[[float], None] | None,
+    ) -> Ended[R]:
         number = self._number = self._number + 1
         running = self._running[number] = _Running(request)
         if self._is_cancelled(request):
@@ -250,24 +290,9 @@ class RequestHandler(Generic[R]):
             timer = loop.call_later(left_s, running.interrupt, "deadline_exceeded")
         self._ids.setdefault(request.request_id, set()).add(number)
         try:
-            with span(
-                _TRACER,
-                f"process {prepared.record.topic}",
-                parent=prepared.record.headers,
-                kind=SpanKind.CONSUMER,
-                attributes={
-                    "messaging.system": "kafka",
-                    "messaging.operation.type": "process",
-                    "messaging.destination.name": prepared.record.topic,
-                    "messaging.destination.partition.id": str(prepared.record.partition),
-                    "messaging.kafka.offset": prepared.record.offset,
-                    "feedloom.request.id": request.request_id,
-                    "feedloom.request.epoch": epoch,
-                },
-            ):
-                gather = BATCH if prepared.record.topic == REQUESTS_BATCH.name else 1
-                progress = Progress(epoch, gather, on_first_token=on_first_token)
-                return await self._answer(prepared, request, running, progress, resumption)
+            gather = BATCH if prepared.record.topic == REQUESTS_BATCH.name else 1
+            progress = Progress(epoch, gather, on_first_token=on_first_token)
+            return await self._answer(prepared, request, running, receiving, progress, resumption)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -289,6 +314,7 @@ class RequestHandler(Generic[R]):
         prepared: Prepared,
         request: GenerationRequest,
         running: _Running,
+        receiving: Span,
         progress: Progress,
         resumption: Resumption | None,
     ) -> Ended[R]:
@@ -316,6 +342,8 @@ class RequestHandler(Generic[R]):
         if progress.delivery is not None:
             await progress.delivery
         measure(result, now_s - prepared.received_s)
+        if result.error is not None:
+            _fail(receiving, result.error.code, result.error.message)
         if self._shadow is not None and progress.route is not None:
             self._shadow.offer(request, result, progress)
         return Ended(
@@ -409,14 +437,8 @@ class RequestHandler(Generic[R]):
             emitted = Emitted(token_ids=tuple(known.token_ids), text="".join(known.text))
         with span(
             _TRACER,
-            f"generate {request.model}",
-            attributes={
-                "gen_ai.operation.name": "chat" if request.messages else "text_completion",
-                "gen_ai.provider.name": "vllm",
-                "gen_ai.request.model": request.model,
-                "gen_ai.request.max_tokens": request.sampling.max_tokens,
-                "feedloom.resumed_tokens": progress.resumed,
-            },
+            span_name(request),
+            attributes=_asked(request, progress) if is_recording() else None,
         ) as generating:
             stream = cast(
                 AsyncGenerator[EngineOutput, None],
@@ -446,10 +468,8 @@ class RequestHandler(Generic[R]):
                 progress.versions.append(route.version)
             reason = reason or progress.answers[min(progress.answers)].reason
             assert reason is not None
-            generating.set_attribute("gen_ai.usage.input_tokens", prepared.prompt_tokens)
-            generating.set_attribute("gen_ai.usage.output_tokens", progress.tokens)
-            generating.set_attribute("gen_ai.response.model", progress.versions[-1])
-            generating.set_attribute("gen_ai.response.finish_reasons", [reason])
+            if generating.is_recording():
+                _note(generating, prepared, request, progress, reason)
         return reason
 
     async def _take(
@@ -556,6 +576,43 @@ class RequestHandler(Generic[R]):
         )
         progress.seq += 1
         progress.delivery = await self._sink.chunk(request, chunk, prepared.record)
+
+
+def _asked(request: GenerationRequest, progress: Progress) -> Mapping[str, AttributeValue]:
+    return {
+        **request_attributes(request),
+        "feedloom.attempt": progress.attempt,
+        "feedloom.resumed_tokens": progress.resumed,
+    }
+
+
+def _note(
+    generating: Span,
+    prepared: Prepared,
+    request: GenerationRequest,
+    progress: Progress,
+    reason: FinishReason,
+) -> None:
+    """What this attempt came to, on its span."""
+    answers = [progress.answers[index] for index in sorted(progress.answers)]
+    generating.set_attributes(
+        {
+            "gen_ai.response.id": request.request_id,
+            "gen_ai.response.model": progress.versions[-1],
+            "gen_ai.response.finish_reasons": [one.reason or reason for one in answers] or [reason],
+            "gen_ai.usage.input_tokens": prepared.prompt_tokens,
+            "gen_ai.usage.output_tokens": progress.tokens,
+            "gen_ai.usage.cache_read.input_tokens": progress.cached,
+        }
+    )
+    if captures_content():
+        answer = "".join(answers[0].text) if answers else ""
+        generating.set_attributes(content_attributes(request, answer))
+
+
+def _fail(span: Span, kind: str, message: str) -> None:
+    span.set_attribute("error.type", kind)
+    span.set_status(StatusCode.ERROR, message)
 
 
 def _can_continue(request: GenerationRequest) -> bool:

@@ -11,17 +11,29 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from aiokafka.structs import TopicPartition as BrokerPartition
+from opentelemetry import trace
 
 from infra.contracts.bus import TopicPartition
 from infra.contracts.errors import FatalError
-from observability.instruments import COMMIT_DURATION, COMMIT_SIZE
+from observability.instruments import (
+    COMMIT_DURATION,
+    COMMIT_SIZE,
+    DESTINATION,
+    ERROR_TYPE,
+    GROUP,
+    MESSAGES_SENT,
+    MESSAGING_OPERATION,
+    MESSAGING_OPERATION_DURATION,
+    SYSTEM,
+)
+from observability.messaging import committing
 from stream_workers.offsets import OffsetTracker, Position, encode_metadata
 from stream_workers.transactions import (
     Committed,
@@ -32,6 +44,7 @@ from stream_workers.transactions import (
 )
 
 _LOG = logging.getLogger(__name__)
+_TRACER = trace.get_tracer("feedloom.stream_workers")
 
 MAX_RECORDS = 2_000
 RETRY_S = 0.2
@@ -71,9 +84,9 @@ class OutcomeLog:
     """Takes outcomes in any order and commits each once, while its partition is owned.
 
     ``trackers`` are those of the partitions owned now. ``position`` gives what is to be stored for
-    one of them, ``interval_s`` the least time from the start of a transaction to the next. What is
-    not committed when partitions move is dropped here; its owner puts it again if the partition
-    comes back.
+    one of them, ``interval_s`` the least time from the start of a transaction to the next, and
+    ``on_commit`` is told which offsets stand now. What is not committed when partitions move is
+    dropped here; its owner puts it again if the partition comes back.
     """
 
     def __init__(
@@ -85,6 +98,7 @@ class OutcomeLog:
         position: Callable[[TopicPartition], Position | None],
         give_up_s: float = GIVE_UP_S,
         interval_s: Callable[[], float] = lambda: 0.0,
+        on_commit: Callable[[Mapping[TopicPartition, int]], None] = lambda offsets: None,
     ) -> None:
         self._writer = writer
         self._prefix = prefix
@@ -92,6 +106,7 @@ class OutcomeLog:
         self._position = position
         self._give_up_s = give_up_s
         self._interval_s = interval_s
+        self._on_commit = on_commit
         self._last_start = -math.inf
         self._waiting: deque[Outcome] = deque()
         self._sending: list[Outcome] = []
@@ -188,10 +203,12 @@ class OutcomeLog:
         try:
             await self._commit(member)
         except OwnershipLost as error:
+            _measure(started, member, error)
             _LOG.warning("the group has moved on: %s", error)
             self._member = None
             self._return_unsent()
         except TransactionFailed as error:
+            _measure(started, member, error)
             self._failing_since = self._failing_since or started
             if self.failing_s > self._give_up_s:
                 raise CommitsFail(f"no commit in {self._give_up_s:.0f} s: {error}") from error
@@ -200,7 +217,7 @@ class OutcomeLog:
             await asyncio.sleep(RETRY_S)
         else:
             self._failing_since = None
-            COMMIT_DURATION.record(time.monotonic() - started)
+            _measure(started, member)
 
     def _return_unsent(self) -> None:
         self._waiting.extendleft(reversed(self._sending))
@@ -220,18 +237,42 @@ class OutcomeLog:
         self._sending = ours
         touched = self._touched & self._trackers.keys()
         offsets: dict[BrokerPartition, Committed] = {}
+        bases: dict[TopicPartition, int] = {}
         for partition in touched | {outcome.partition for outcome in ours}:
             position = self._position(partition)
             if position is not None:
                 where = BrokerPartition(self._prefix + partition.topic, partition.partition)
                 offsets[where] = Committed(position.base, encode_metadata(position))
+                bases[partition] = position.base
         if not offsets:
             self._touched.clear()
             return
-        await self._writer.commit(
-            [outcome.record for outcome in ours if outcome.record is not None], offsets, member
-        )
+        records = [outcome.record for outcome in ours if outcome.record is not None]
+        with (
+            nullcontext()
+            if not records
+            else committing(
+                _TRACER,
+                [
+                    partition.topic
+                    for partition in touched | {outcome.partition for outcome in ours}
+                ],
+                [record.headers for record in records],
+                group=member.group_id,
+            )
+        ):
+            await self._writer.commit(records, offsets, member)
+        self._on_commit(bases)
         COMMIT_SIZE.record(len(ours))
+        for topic, count in Counter(record.topic for record in records).items():
+            MESSAGES_SENT.add(
+                count,
+                {
+                    SYSTEM: "kafka",
+                    MESSAGING_OPERATION: "send",
+                    DESTINATION: topic.removeprefix(self._prefix),
+                },
+            )
         self.transactions += 1
         self.committed += len(ours)
         self._sending = []
@@ -239,3 +280,11 @@ class OutcomeLog:
         for outcome in ours:
             del self._claimed[outcome]
             outcome.committed()
+
+
+def _measure(started_s: float, member: GroupMember, error: BaseException | None = None) -> None:
+    failed = {} if error is None else {ERROR_TYPE: type(error).__qualname__}
+    took_s = time.monotonic() - started_s
+    COMMIT_DURATION.record(took_s, failed)
+    operation = {SYSTEM: "kafka", MESSAGING_OPERATION: "commit", GROUP: member.group_id}
+    MESSAGING_OPERATION_DURATION.record(took_s, operation | failed)

@@ -14,11 +14,21 @@ from infra.contracts.events import (
     Timings,
     TokenLogprob,
 )
+from observability.generation import PROVIDER as ENGINE
 from observability.instruments import (
+    ARM,
+    ERROR_TYPE,
+    OPERATION,
+    PROVIDER,
     REQUEST_DURATION,
+    REQUEST_MODEL,
+    RESPONSE_MODEL,
     TIME_PER_OUTPUT_TOKEN,
     TIME_TO_FIRST_TOKEN,
+    TOKEN_TYPE,
     TOKEN_USAGE,
+    bounded_model,
+    bounded_version,
 )
 from stream_workers.coalescer import Coalescer
 from stream_workers.routing import Route
@@ -132,18 +142,23 @@ def result_of(
 
 
 def measure(result: GenerationResult, duration_s: float) -> None:
-    """Record what operators watch."""
-    attributes: dict[str, str] = {
-        "gen_ai.result.model": result.model,
-        "gen_ai.response.model": result.model_versions[-1] if result.model_versions else "",
+    """Record what operators watch, with the current span as exemplar where one is sampled."""
+    attributes = {
+        OPERATION: "chat" if result.messages else "text_completion",
+        PROVIDER: ENGINE,
+        REQUEST_MODEL: bounded_model(result.model),
     }
-    if result.error is not None:
-        attributes["error.type"] = result.error.code
+    if result.model_versions:
+        attributes[RESPONSE_MODEL] = bounded_version(result.model_versions[-1])
+    if result.assignment is not None:
+        attributes[ARM] = result.assignment.arm
     timings = result.timings
     if timings.ttft_ms is not None:
         TIME_TO_FIRST_TOKEN.record(timings.ttft_ms / 1000, attributes)
     if timings.itl_ms is not None:
         TIME_PER_OUTPUT_TOKEN.record(timings.itl_ms / 1000, attributes)
-    REQUEST_DURATION.record(duration_s, attributes)
     for kind, count in (("input", result.prompt_tokens), ("output", result.output_tokens)):
-        TOKEN_USAGE.record(count, {**attributes, "gen_ai.token.type": kind})
+        TOKEN_USAGE.record(count, {**attributes, TOKEN_TYPE: kind})
+    if result.error is not None:
+        attributes[ERROR_TYPE] = result.error.code
+    REQUEST_DURATION.record(duration_s, attributes)

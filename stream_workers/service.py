@@ -16,6 +16,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aiokafka.errors import KafkaError
+
 from infra.contracts.bus import Bus, Publisher, RecordPosition, TopicPartition
 from infra.contracts.catalogue import (
     CANCELLATIONS,
@@ -41,6 +43,17 @@ from infra.registry.client import RegistryWatcher
 from infra.registry.store import ArtifactStore
 from infra.registry.workers import WorkersWatcher
 from infra.settings import KafkaSettings, Settings
+from observability.instruments import (
+    CONSUMER_LAG,
+    ENGINE_ALIVE,
+    ENGINE_RUNNING,
+    KV_CACHE_USAGE,
+    PARTITION_STALL,
+    TOKENS_IN_FLIGHT,
+    ObservedGauge,
+    Reading,
+)
+from observability.metrics import is_collecting
 from stream_workers.admission import Scheduler
 from stream_workers.app import FeedbackJoin, aiokafka_options, faust_app
 from stream_workers.coalescer import crowding
@@ -49,6 +62,7 @@ from stream_workers.dispatcher import Dispatcher, DispatchOptions
 from stream_workers.engine import Engine, EngineDead
 from stream_workers.handler import HandlerOptions, RequestHandler
 from stream_workers.health import HealthServer, Phase, Vitals
+from stream_workers.lag import PartitionLag
 from stream_workers.outcomes import INTERVAL_S, OutcomeLog
 from stream_workers.plan import version_name
 from stream_workers.recovery import recover
@@ -60,6 +74,8 @@ from stream_workers.transactions import Outgoing, TransactionalProducer
 from stream_workers.versions import VersionSwitcher, wait_for_plan
 
 ENGINE_WATCH_S = 0.5
+ENDS_S = 5.0
+"""Between two looks at where partitions end, for the lag that operators see."""
 GC_THRESHOLD = 20_000
 """Objects made between two collections of the youngest generation; Python's default is 700."""
 
@@ -292,9 +308,12 @@ async def run_worker(
             trackers=dispatcher.trackers,
             position=dispatcher.position,
             interval_s=lambda: INTERVAL_S * crowding(dispatcher.in_flight),
+            on_commit=app.transport.lag.committed,
         )
         dispatcher.bind(outcomes)
         app.transport.intake = dispatcher
+        for stop_watching in watch(engine, scheduler, app.transport.lag):
+            stack.callback(stop_watching)
         worker = _Worker(
             app=app,
             dispatcher=dispatcher,
@@ -307,6 +326,7 @@ async def run_worker(
                 lambda: _follow_cancellations(bus, dispatcher),
                 lambda: configuration.follow(handler, scheduler, window),
                 lambda: _watch_engine(engine),
+                *([lambda: _follow_ends(app)] if is_collecting() else []),
             ],
         )
         if options.health_port is not None:
@@ -361,6 +381,30 @@ class LazyProducer:
     async def send(self, *arguments: Any) -> Any:
         """As ``sink.Producer.send``."""
         return await self._app.producer.send(*arguments)
+
+
+def watch(engine: Engine, scheduler: Scheduler[Any], lag: PartitionLag) -> list[Callable[[], None]]:
+    """Have metrics read what is so now, whenever they are collected; returns what stops each."""
+    readings: list[tuple[ObservedGauge, Reading]] = [
+        (TOKENS_IN_FLIGHT, lambda: [(scheduler.inflight_tokens, {})]),
+        (CONSUMER_LAG, lag.lags),
+        (PARTITION_STALL, lag.stalls),
+        (ENGINE_ALIVE, lambda: [(0 if engine.dead else 1, {})]),
+        (ENGINE_RUNNING, lambda: [(engine.load().running, {})]),
+        (KV_CACHE_USAGE, lambda: [(engine.load().kv_cache_usage, {})]),
+    ]
+    return [gauge.watch(reading) for gauge, reading in readings]
+
+
+async def _follow_ends(app: Any) -> None:
+    """What is not learnt in time is learnt at the next look."""
+    while True:
+        if app.transport.lag.partitions:
+            try:
+                await asyncio.wait_for(app.consumer.measure_ends(), ENDS_S)
+            except (KafkaError, TimeoutError) as error:
+                _LOG.warning("where the request topics end is unknown: %r", error)
+        await asyncio.sleep(ENDS_S)
 
 
 async def _watch_engine(engine: Engine) -> None:

@@ -17,6 +17,8 @@ from infra.contracts.events import (
     Timings,
 )
 from observability.instruments import SHADOWED
+from observability.messaging import REQUEST_ID
+from observability.tracing import span
 from stream_workers.engine import Displaced, Engine, EngineDead, EngineGenerateError
 from stream_workers.progress import Progress
 
@@ -85,11 +87,14 @@ class Shadow:
     ) -> None:
         copied = _Copied()
         received = self._monotonic_s()
-        with _TRACER.start_as_current_span(
+        with span(
+            _TRACER,
             f"shadow {request.model}",
             attributes={
-                "feedloom.request.id": request.request_id,
-                "gen_ai.response.model": candidate,
+                REQUEST_ID: request.request_id,
+                "feedloom.model": request.model,
+                "feedloom.version": candidate,
+                "feedloom.experiment": experiment,
             },
         ):
             try:

@@ -7,7 +7,6 @@ from collections.abc import Awaitable
 from typing import Any, Protocol
 
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind
 
 from infra.contracts.bus import Record
 from infra.contracts.catalogue import CHUNKS, EXAMPLES, RESULTS
@@ -20,9 +19,10 @@ from infra.contracts.events import (
     GenerationRequest,
     GenerationResult,
 )
-from observability.instruments import DEAD_LETTERS
+from observability.instruments import DEAD_LETTERS, DESTINATION, ERROR_TYPE
+from observability.messaging import REQUEST_ID, sending
 from observability.propagation import forward, inject
-from observability.tracing import is_recording, span
+from observability.tracing import is_recording
 from stream_workers.transactions import Outgoing
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
@@ -83,7 +83,12 @@ class KafkaSink:
 
     def result(self, result: GenerationResult, source: Record) -> Outgoing:
         """The result, keyed by request id."""
-        with span(_TRACER, f"send {RESULTS.name}", kind=SpanKind.PRODUCER):
+        with sending(
+            _TRACER,
+            RESULTS.name,
+            key=result.request_id,
+            attributes={REQUEST_ID: result.request_id},
+        ):
             return Outgoing(
                 self._prefix + RESULTS.name,
                 result.request_id.encode(),
@@ -93,7 +98,7 @@ class KafkaSink:
 
     def dead_letter(self, record: Record, error: BaseException) -> Outgoing:
         """The untouched bytes for ``<topic>.dlq``, with headers that say whence and why."""
-        DEAD_LETTERS.add(1, {"messaging.destination.name": record.topic})
+        DEAD_LETTERS.add(1, {DESTINATION: record.topic, ERROR_TYPE: type(error).__qualname__})
         headers = dead_letter_headers(
             record.headers,
             topic=record.topic,
@@ -127,7 +132,12 @@ class KafkaSink:
     async def _send_example(
         self, event: FeedbackExample | FeedbackForgotten, value: bytes | None, source: Record
     ) -> None:
-        with span(_TRACER, f"send {EXAMPLES.name}", kind=SpanKind.PRODUCER):
+        with sending(
+            _TRACER,
+            EXAMPLES.name,
+            key=event.request_id,
+            attributes={REQUEST_ID: event.request_id},
+        ):
             await (
                 await self._producer.send(
                     self._prefix + EXAMPLES.name,

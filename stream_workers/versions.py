@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from opentelemetry import trace
+from opentelemetry.trace import StatusCode
 
 from infra.contracts.errors import ConfigurationError, FeedloomError
 from infra.contracts.events import (
@@ -28,7 +29,8 @@ from infra.registry.errors import ArtifactRejected
 from infra.registry.store import ArtifactStore
 from infra.registry.workers import SILENT_MS, WorkersWatcher
 from infra.rollouts.assignment import cohort
-from observability.instruments import SWITCH_PAUSE
+from observability.instruments import MODEL_KIND, OUTCOME, SWITCH_PAUSE, SWITCHES
+from observability.tracing import span
 from stream_workers.adapters import check_fit
 from stream_workers.engine import Engine, EngineDead, SwitchPolicy
 from stream_workers.plan import Plan, obstacle, plan_of, version_name
@@ -220,13 +222,18 @@ class VersionSwitcher:
         before, target = self._serving, plan.serving
         if target == before and plan.base == self._base:
             return True
-        with _TRACER.start_as_current_span(
+        with span(
+            _TRACER,
             f"switch {target.model}",
+            parent=(),
+            links=self._watcher.links(target.model, target.version),
             attributes={
+                "feedloom.model": target.model,
                 "feedloom.version.from": version_name(before),
                 "feedloom.version.to": version_name(target),
+                "feedloom.worker.id": self._worker_id,
             },
-        ) as span:
+        ) as switching:
             in_flight = self._in_flight()
             served = _Served(self._base, self._path, dict(self._adapters), self.routing)
             try:
@@ -239,14 +246,17 @@ class VersionSwitcher:
                 raise
             except FeedloomError as error:
                 self._refused(target, error)
-                span.record_exception(error)
+                switching.set_attribute("error.type", type(error).__qualname__)
+                switching.set_status(StatusCode.ERROR, str(error))
                 await self._go_back(served, rollout.switch_policy)
                 return False
             self._serving = target
             # At once: an adapter may be long in coming, and nothing else must be asked for.
             self.routing = Routing(serving=version_name(target))
             if target != before:
-                SWITCH_PAUSE.record(pause_ms / 1000, {"gen_ai.response.model": self.serving()})
+                kind = {MODEL_KIND: target.kind}
+                SWITCH_PAUSE.record(pause_ms / 1000, kind)
+                SWITCHES.add(1, {**kind, OUTCOME: "loaded"})
                 self._last = VersionSwitch(
                     model=target.model,
                     from_version=before.version,
@@ -263,6 +273,7 @@ class VersionSwitcher:
         candidate = plan.candidate
         if candidate is None:
             return None
+        known = version_name(candidate) in self._adapters
         try:
             self._admit(plan, candidate)
             await self._load(plan, candidate, rollout.switch_policy)
@@ -271,6 +282,8 @@ class VersionSwitcher:
         except FeedloomError as error:
             self._refused(candidate, error)
             return None
+        if not known:
+            SWITCHES.add(1, {MODEL_KIND: candidate.kind, OUTCOME: "loaded"})
         return candidate
 
     def _routing(
@@ -300,6 +313,8 @@ class VersionSwitcher:
 
     def _refused(self, version: ModelVersionPublished, error: FeedloomError) -> None:
         self._failure = f"{version_name(version)}: {error}"
+        outcome = "refused" if isinstance(error, ArtifactRejected) else "failed"
+        SWITCHES.add(1, {MODEL_KIND: version.kind, OUTCOME: outcome})
         _LOG.error("%s refused, %s keeps serving: %s", version_name(version), self.serving(), error)
 
     async def _switch_base(self, base: ModelVersionPublished, rollout: RolloutChanged) -> float:

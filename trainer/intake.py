@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from opentelemetry import trace
+from opentelemetry.trace import Link
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Publisher, Record, TopicPartition, catch_up
 from infra.contracts.errors import ContractError
 from infra.contracts.events import FeedbackExample, ModelVersionPublished, OffsetRange
 from infra.registry.state import RegistryState
-from observability.propagation import extract
+from observability.messaging import LINK, links_to
 from trainer.curation import target_of
 from trainer.triggers import LiveWinRate
 
@@ -42,7 +42,7 @@ class Batch:
     examples: tuple[FeedbackExample, ...]
     ranges: tuple[OffsetRange, ...]
     measuring: tuple[FeedbackExample, ...] = ()
-    links: tuple[trace.Link, ...] = ()
+    links: tuple[Link, ...] = ()
 
 
 Offsets = dict[TopicPartition, int]
@@ -132,7 +132,7 @@ class FeedbackIntake:
         self._publisher: Publisher = bus.publisher(client_id="feedloom-trainer")
         self._examples: dict[str, FeedbackExample] = {}
         self._measuring: dict[str, FeedbackExample] = {}
-        self._links: dict[str, trace.Link] = {}
+        self._links: dict[str, Link] = {}
         self._new: set[str] = set()
         self._forgotten: set[str] = set()
         self._oldest_s: float | None = None
@@ -252,9 +252,9 @@ class FeedbackIntake:
                 del self._measuring[next(iter(self._measuring))]
         elif record.offset >= self._used.get(position, 0):
             self._examples[example.request_id] = example
-            context = trace.get_current_span(extract(record.headers)).get_span_context()
-            if context.is_valid:
-                self._links[example.request_id] = trace.Link(context)
+            about = links_to(record.headers, **{LINK: "feedback"})
+            if about:
+                self._links[example.request_id] = about[0]
         if record.offset >= self._tried.get(position, 0):
             self._new.add(example.request_id)
             self._rate.add(example)

@@ -20,17 +20,29 @@ from infra.contracts.config_keys import TrainerConfig
 from infra.settings import Settings
 from observability.instruments import (
     DROPPED_EXAMPLES,
+    ERROR_TYPE,
     FEEDBACK_EXAMPLES,
+    FORGETTING,
+    GATE,
+    GATES,
     GRADIENT_NORM,
     HELDOUT_LOSS,
     LEARNING_RATE,
+    MODEL,
+    MOMENT,
+    OBJECTIVE,
+    OUTCOME,
+    REASON,
     ROUND_DURATION,
     ROUNDS,
+    ROUNDS_OPEN,
     STEP_LOSS,
     TRAINED_TOKENS,
     TRAINING_SPEED,
     TRAINING_STEPS,
+    VERSION,
     WIN_RATE,
+    bounded_version,
 )
 from trainer.curation import Curated
 from trainer.findings import report_of
@@ -42,8 +54,6 @@ from trainer.training import PART, Progress, TrainingStopped
 
 SAMPLES = 6
 FLUSH_S = 10
-MODEL = "feedloom.model"
-VERSION = "feedloom.version"
 
 
 class RoundRecord:
@@ -87,7 +97,8 @@ class RoundRecord:
         self._stack.callback(self._writer.close)
         self._show = self._stack.enter_context(training_bar())
         for reason, count in self._curated.dropped.items():
-            DROPPED_EXAMPLES.add(count, {**self._attributes, "feedloom.reason": reason})
+            DROPPED_EXAMPLES.add(count, {**self._attributes, REASON: reason})
+        ROUNDS_OPEN.add(1, self._attributes)
         return self
 
     def __exit__(
@@ -97,12 +108,13 @@ class RoundRecord:
         traceback: TracebackType | None,
     ) -> None:
         self._stack.close()
+        ROUNDS_OPEN.add(-1, self._attributes)
         outcome = self._outcome(exc)
-        attributes = {**self._attributes, "feedloom.outcome": outcome}
-        if exc is not None and not isinstance(exc, TrainingStopped):
-            attributes["error.type"] = type(exc).__qualname__
-        ROUNDS.add(1, attributes)
+        attributes = {**self._attributes, OUTCOME: outcome}
         ROUND_DURATION.record(self._clock() - self._began, attributes)
+        if exc is not None and not isinstance(exc, TrainingStopped):
+            attributes[ERROR_TYPE] = type(exc).__qualname__
+        ROUNDS.add(1, attributes)
         if outcome in ("empty", "stopped"):
             # Nothing to see, and it would push out what there is.
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -124,13 +136,14 @@ class RoundRecord:
         GRADIENT_NORM.set(now.grad_norm, self._attributes)
         TRAINING_SPEED.set(now.tokens_per_s, self._attributes)
         for objective, loss in (("all", now.loss), *now.parts.items()):
-            STEP_LOSS.set(loss, {**self._attributes, "feedloom.objective": objective})
+            STEP_LOSS.set(loss, {**self._attributes, OBJECTIVE: objective})
 
     def finish(self, trained: Trained) -> None:
         """Take note of what came of it, and write the run folder's report."""
         self._trained = trained
         self._count_examples(trained)
         self._note_marks(trained)
+        self._note_verdicts(trained)
         shown = trained.samples[:SAMPLES]
         # First: a report without it could not be found again when somebody asks to be forgotten.
         note_shown(self.folder, [one.request_id for one in shown if one.request_id is not None])
@@ -163,14 +176,14 @@ class RoundRecord:
             "kto": self._curated.ratings,
         }
         for objective in trained.objective.split("+"):
-            attributes = {**self._attributes, "feedloom.objective": objective}
+            attributes = {**self._attributes, OBJECTIVE: objective}
             FEEDBACK_EXAMPLES.add(len(kinds[objective]), attributes)
 
     def _note_marks(self, trained: Trained) -> None:
-        attributes = {**self._attributes, VERSION: self._names["version"]}
+        attributes = {**self._attributes, VERSION: bounded_version(self._names["version"])}
         for moment, step in (("before", 0), ("after", trained.steps)):
             loss = trained.metrics[f"heldout_loss_{moment}"]
-            HELDOUT_LOSS.set(loss, {**attributes, "feedloom.moment": moment})
+            HELDOUT_LOSS.set(loss, {**attributes, MOMENT: moment})
             for name, value in trained.metrics.items():
                 measure, _, pile_set = name.partition("/")
                 if measure.endswith(f"_{moment}"):
@@ -182,6 +195,13 @@ class RoundRecord:
                 self._writer.add_scalar(f"eval/{name}", trained.metrics[name], trained.steps)
         if "win_rate" in trained.metrics:
             WIN_RATE.set(trained.metrics["win_rate"], attributes)
+
+    def _note_verdicts(self, trained: Trained) -> None:
+        for check in trained.gate.checks:
+            outcome = "passed" if check.passed else "failed"
+            GATES.add(1, {**self._attributes, GATE: check.name, OUTCOME: outcome})
+            if check.name == "forgetting":
+                FORGETTING.set(check.value, self._attributes)
 
     def _outcome(self, exc: BaseException | None) -> str:
         if exc is not None:

@@ -17,7 +17,10 @@ from pathlib import Path
 
 import msgspec
 from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
 
+from infra.contracts import catalogue
 from infra.contracts.bus import Bus, Publisher
 from infra.contracts.config_keys import TrainerConfig, Value
 from infra.contracts.errors import FatalError
@@ -30,6 +33,7 @@ from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore
 from infra.registry.transitions import reasons
 from infra.settings import Settings
+from observability.messaging import MAXIMUM_LINKS, receive_attributes
 from trainer.curation import held_out
 from trainer.intake import Batch, FeedbackIntake, awaiting_rollout, in_use, next_offsets
 from trainer.model import save_model
@@ -45,8 +49,6 @@ from trainer.whole import whole
 
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("feedloom.trainer")
-
-MAXIMUM_LINKS = 128
 
 
 class TrainerService:
@@ -198,13 +200,17 @@ class TrainerService:
             )
         with tracer.start_as_current_span(
             f"train {self._model}",
-            links=batch.links[:MAXIMUM_LINKS],
+            Context(),
+            links=watcher.links(self._model, parent.version),
             attributes={
+                "feedloom.model": self._model,
+                "feedloom.replay.shards": [path.name for path in self._train_shards()],
                 "feedloom.version.parent": parent.version,
                 "feedloom.examples": len(batch.examples),
                 "feedloom.trigger": why,
             },
         ) as span:
+            _link_feedback(batch)
             version = published_from(
                 watcher.state,
                 self._model,
@@ -326,6 +332,19 @@ class TrainerService:
                 f"no held-out shards in {self._settings.shards}: `feedloom models bootstrap`"
             )
         return list(read_shards(paths))
+
+
+def _link_feedback(batch: Batch) -> None:
+    """Spans that link to each example of a round, as many as the SDK keeps on one."""
+    for start in range(0, len(batch.links), MAXIMUM_LINKS):
+        links = batch.links[start : start + MAXIMUM_LINKS]
+        attributes = receive_attributes(catalogue.EXAMPLES.name, len(links))
+        tracer.start_span(
+            f"poll {catalogue.EXAMPLES.name}",
+            kind=SpanKind.CLIENT,
+            links=links,
+            attributes=attributes,
+        ).end()
 
 
 def _due(

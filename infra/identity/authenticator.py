@@ -21,6 +21,7 @@ from infra.identity.keys import PREFIX, ApiKey, InvalidApiKey, parse_key, state_
 from infra.identity.loopback import is_loopback
 from infra.identity.principal import AuthenticationUnavailable, Principal, Unauthenticated
 from infra.settings import GatewaySettings
+from observability.instruments import GATEWAY_UNAUTHENTICATED, REASON
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class PlatformAuthenticator:
     def anonymous(self) -> Principal:
         """The caller that sends no credential. Raises Unauthenticated where one is required."""
         if self.required:
-            raise Unauthenticated("send an API key or a token as `Authorization: Bearer ...`")
+            raise _refused("none", "send an API key or a token as `Authorization: Bearer ...`")
         return EVERYBODY
 
     async def authenticate(self, credential: str) -> Principal:
@@ -91,28 +92,32 @@ class PlatformAuthenticator:
         if credential.startswith(PREFIX):
             return await self._of_key(self._watcher, credential)
         if credential.count(".") != 2:
-            raise Unauthenticated("the credential is neither an API key nor a token")
+            raise _refused("malformed", "the credential is neither an API key nor a token")
         if self._tokens is None:
-            raise Unauthenticated("tokens are not accepted here: send an API key")
-        return await self._tokens.principal(credential)
+            raise _refused("token", "tokens are not accepted here: send an API key")
+        try:
+            return await self._tokens.principal(credential)
+        except Unauthenticated:
+            GATEWAY_UNAUTHENTICATED.add(1, {REASON: "token"})
+            raise
 
     async def _of_key(self, watcher: KeysWatcher, text: str) -> Principal:
         try:
             key = parse_key(text)
         except InvalidApiKey as error:
-            raise Unauthenticated(str(error)) from error
+            raise _refused("malformed", str(error)) from error
         known = watcher.ring.get(key.key_id)
         if known is None or not await self._checks.match(key, known.secret_hash):
-            raise Unauthenticated("the API key is not valid")
+            raise _refused("unknown", "the API key is not valid")
         # Looked at again: checking takes a while, in which it may have been revoked.
         standing = watcher.ring.get(key.key_id)
         if standing is None:
-            raise Unauthenticated("the API key is not valid")
+            raise _refused("unknown", "the API key is not valid")
         state = state_of(standing, now_ms=int(self._clock() * 1000))
         if state == "revoked":
-            raise Unauthenticated("the API key was revoked")
+            raise _refused("revoked", "the API key was revoked")
         if state == "expired":
-            raise Unauthenticated("the API key has expired")
+            raise _refused("expired", "the API key has expired")
         return Principal(
             tenant=standing.tenant,
             # A rotated key keeps its name, and with it its share in what is learnt.
@@ -131,6 +136,12 @@ class PlatformAuthenticator:
         """Let go of the connection."""
         if self._watcher is not None:
             self._watcher.close()
+
+
+def _refused(reason: str, message: str) -> Unauthenticated:
+    """Counted for operators; the caller is told the message."""
+    GATEWAY_UNAUTHENTICATED.add(1, {REASON: reason})
+    return Unauthenticated(message)
 
 
 class SecretChecks:

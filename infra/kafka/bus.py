@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from concurrent.futures import Future
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -32,6 +33,15 @@ from infra.kafka.connection import (
 )
 from infra.kafka.credentials import Credentials
 from infra.settings import KafkaSettings, Settings
+from observability.instruments import (
+    DESTINATION,
+    ERROR_TYPE,
+    GROUP,
+    MESSAGES_CONSUMED,
+    MESSAGING_OPERATION,
+    MESSAGING_OPERATION_DURATION,
+    SYSTEM,
+)
 
 LINGER_MS = 2
 MAX_BLOCK_MS = 30_000
@@ -272,6 +282,7 @@ class KafkaReader:
         self._settings = settings
         self._prefix = settings.topic_prefix
         self._grouped = group is not None
+        self._measured = {SYSTEM: "kafka"} | ({} if group is None else {GROUP: group})
         self._action = f"read {', '.join(self._prefix + topic for topic in topics)}" + (
             "" if group is None else f" as group {group}"
         )
@@ -279,8 +290,11 @@ class KafkaReader:
 
     def poll(self, timeout_s: float, max_records: int = 500) -> Sequence[Record]:
         """The next records, each partition's in order. Raises AccessRefused, LoginRefused."""
+        began = perf_counter()
         with permitted(self._settings, self._action):
             found = self._consumer.poll(timeout_ms=int(1000 * timeout_s), max_records=max_records)
+        if found:
+            self._measure(found, perf_counter() - began)
         return [
             Record(
                 topic=record.topic.removeprefix(self._prefix),
@@ -295,6 +309,13 @@ class KafkaReader:
             for record in records
         ]
 
+    def _measure(self, found: Mapping[Any, Sized], took_s: float) -> None:
+        poll = {**self._measured, MESSAGING_OPERATION: "poll"}
+        MESSAGING_OPERATION_DURATION.record(took_s, poll)
+        for partition, records in found.items():
+            topic = partition.topic.removeprefix(self._prefix)
+            MESSAGES_CONSUMED.add(len(records), {**poll, DESTINATION: topic})
+
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Store next-to-read offsets, and wait until they are stored.
 
@@ -308,11 +329,17 @@ class KafkaReader:
             )
             for position, offset in offsets.items()
         }
+        began, attributes = perf_counter(), {**self._measured, MESSAGING_OPERATION: "commit"}
         try:
             with permitted(self._settings, self._action):
                 self._consumer.commit(stored)
-        except KafkaError as error:
+        except (KafkaError, FeedloomError) as error:
+            attributes[ERROR_TYPE] = type(error).__qualname__
+            if isinstance(error, FeedloomError):
+                raise
             raise RetryableError(f"offsets not committed: {error}") from error
+        finally:
+            MESSAGING_OPERATION_DURATION.record(perf_counter() - began, attributes)
 
     def seek(self, position: TopicPartition, offset: int) -> None:
         """Read this partition from ``offset`` next."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from uuid import uuid4
 
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Link, SpanKind
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Publisher, RecordPosition, catch_up
+from infra.contracts.codec import Headers
 from infra.contracts.errors import ContractError, RetryableError
 from infra.contracts.events import Event, ModelVersionPublished, RolloutChanged
 from infra.registry.state import RegistryState
-from observability.propagation import inject
+from observability.messaging import LINK, links_to, send_attributes
+from observability.propagation import carried, inject
 
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("feedloom.registry")
@@ -30,14 +32,41 @@ def publish_version(publisher: Publisher, event: ModelVersionPublished) -> None:
     _publish(publisher, catalogue.REGISTRY.name, f"{event.model}/{event.version}", event)
 
 
-def publish_rollout(publisher: Publisher, event: RolloutChanged) -> None:
+def publish_rollout(
+    publisher: Publisher, event: RolloutChanged, *, links: Sequence[Link] = ()
+) -> None:
     """Publish a rollout and wait until the broker has it. Raises the delivery's error."""
-    _publish(publisher, catalogue.ROLLOUTS.name, event.model, event)
+    _publish(publisher, catalogue.ROLLOUTS.name, event.model, event, links)
 
 
-def _publish(publisher: Publisher, topic: str, key: str, event: Event) -> None:
-    with tracer.start_as_current_span(f"publish {topic}", kind=SpanKind.PRODUCER):
+def _publish(
+    publisher: Publisher,
+    topic: str,
+    key: str,
+    event: ModelVersionPublished | RolloutChanged,
+    links: Sequence[Link] = (),
+) -> None:
+    with tracer.start_as_current_span(
+        f"send {topic}",
+        kind=SpanKind.PRODUCER,
+        attributes=send_attributes(topic, key=key) | named(event),
+        links=links,
+    ):
         send(publisher, topic, key, event).result(ACKNOWLEDGE_TIMEOUT_S)
+
+
+def named(event: ModelVersionPublished | RolloutChanged) -> dict[str, str]:
+    """What a span says of the model that it is about."""
+    if isinstance(event, ModelVersionPublished):
+        return {"feedloom.model": event.model, "feedloom.version": event.version}
+    attributes = {
+        "feedloom.model": event.model,
+        "feedloom.version": event.stable,
+        "feedloom.rollout.state": event.state,
+    }
+    if event.candidate is not None:
+        attributes["feedloom.version.candidate"] = event.candidate
+    return attributes
 
 
 def send(
@@ -86,7 +115,7 @@ def change_rollout(
 
     watcher.callbacks.append(look)
     try:
-        publish_rollout(publisher, event)
+        publish_rollout(publisher, event, links=watcher.links(event.model, *_versions(event)))
         watcher.catch_up()
     finally:
         watcher.callbacks.remove(look)
@@ -106,6 +135,10 @@ def change_rollout(
     return event
 
 
+def _versions(event: RolloutChanged) -> list[str]:
+    return [event.stable if event.candidate is None else event.candidate]
+
+
 class RegistryWatcher:
     """Reads both registry topics from the beginning, without a group: every process sees all."""
 
@@ -115,6 +148,25 @@ class RegistryWatcher:
         self.state = RegistryState()
         self.callbacks: list[Callable[[ModelVersionPublished | RolloutChanged], None]] = []
         """Called with each event that changed the state, in the thread that polls."""
+        self._origins: dict[tuple[str, str], Headers] = {}
+        self._rollouts: dict[str, Headers] = {}
+
+    def links(self, model: str, *versions: str) -> list[Link]:
+        """To the spans that published these versions, each in the trace of its training run, and
+        to the one that published the model's rollout as it stands.
+        """
+        published = [self._origins.get((model, version)) for version in versions]
+        return [
+            *links_to(*published, **{LINK: "publication"}),
+            *links_to(self._rollouts.get(model), **{LINK: "rollout"}),
+        ]
+
+    def _note_origin(self, event: ModelVersionPublished | RolloutChanged, headers: Headers) -> None:
+        origin = carried(headers)
+        if isinstance(event, ModelVersionPublished):
+            self._origins[event.model, event.version] = origin
+        else:
+            self._rollouts[event.model] = origin
 
     def poll(self, timeout_s: float) -> list[ModelVersionPublished | RolloutChanged]:
         """Take in what came; returns the events that changed the state.
@@ -135,6 +187,7 @@ class RegistryWatcher:
                 log.warning("%s on %s does not belong there", type(event).__name__, record.where)
                 continue
             if self.state.apply(event):
+                self._note_origin(event, record.headers)
                 applied.append(event)
                 for callback in self.callbacks:
                     callback(event)

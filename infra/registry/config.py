@@ -21,6 +21,7 @@ from infra.contracts.errors import ContractError, RetryableError
 from infra.contracts.events import ConfigChanged
 from infra.registry.client import ACKNOWLEDGE_TIMEOUT_S, send
 from observability.instruments import CONFIG_REFUSED
+from observability.messaging import send_attributes
 
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("feedloom.registry")
@@ -150,7 +151,11 @@ def publish_config(
     standing, refusal = watcher.state.change(key), watcher.state.refusal(key)
     replaced = [standing, refusal.event if refusal else None]
     event_id = str(uuid4())
-    with tracer.start_as_current_span(f"publish {TOPIC}", kind=SpanKind.PRODUCER):
+    with tracer.start_as_current_span(
+        f"send {TOPIC}",
+        kind=SpanKind.PRODUCER,
+        attributes=send_attributes(TOPIC, key=key) | {"feedloom.setting": key},
+    ):
         kept = [send(publisher, HISTORY, key, old) for old in replaced if old is not None]
         kept.append(send(publisher, HISTORY, key, event, event_id=event_id))
         for future in kept:

@@ -17,15 +17,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 
 from infra.contracts.bus import Bus
 from infra.contracts.errors import RetryableError
-from infra.contracts.events import ArmFigures, RolloutChanged, RolloutDecided
+from infra.contracts.events import Arm, ArmFigures, RolloutChanged, RolloutDecided
 from infra.registry.client import RegistryWatcher, RolloutOvertaken, change_rollout
 from infra.registry.config import ConfigWatcher
 from infra.registry.state import RegistryState
@@ -39,6 +40,10 @@ from infra.rollouts.decisions import (
 from infra.rollouts.observation import Observation, policy_of
 from infra.rollouts.policy import Decision
 from observability.instruments import (
+    ACTED,
+    ALARM,
+    ARM,
+    MODEL,
     ROLLOUT_ALARMS,
     ROLLOUT_DECISIONS,
     ROLLOUT_ERRORS,
@@ -48,6 +53,10 @@ from observability.instruments import (
     ROLLOUT_REQUESTS,
     ROLLOUT_TOKENS,
     ROLLOUT_TTFT,
+    VERDICT,
+    VERSION,
+    Reading,
+    bounded_version,
 )
 
 log = logging.getLogger(__name__)
@@ -63,11 +72,12 @@ MUCH = 500
 
 @dataclass
 class _Watched:
-    """A canary. ``seen``: what all the last look at it depended on."""
+    """A canary. ``seen``: what all the last look at it depended on; ``arms``: what it saw."""
 
     observation: Observation
     looks: int = 0
     seen: tuple[object, ...] | None = None
+    arms: Mapping[Arm, ArmFigures] = field(default_factory=dict)
 
 
 class Controller:
@@ -90,6 +100,19 @@ class Controller:
         self._decisions = DecisionsWatcher(bus)
         self._publisher = bus.publisher(client_id="feedloom-rollouts")
         self._watched: dict[str, _Watched] = {}
+        self._looked_at: Mapping[str, _Watched] = {}
+        self._stops = [
+            gauge.watch(self._reading(value))
+            for gauge, value in (
+                (ROLLOUT_REQUESTS, lambda figures: figures.requests),
+                (ROLLOUT_ERRORS, lambda figures: figures.errors),
+                (ROLLOUT_LABELS, lambda figures: figures.labels),
+                (ROLLOUT_OUTCOME, lambda figures: figures.outcome),
+                (ROLLOUT_TOKENS, lambda figures: figures.output_tokens),
+                (ROLLOUT_TTFT, lambda figures: _seconds(figures.ttft_ms)),
+                (ROLLOUT_ITL, lambda figures: _seconds(figures.itl_ms)),
+            )
+        ]
 
     def run(self, *, once: bool = False) -> None:
         """Follow the topics and look at every interval, until stopped (or after one look).
@@ -136,6 +159,8 @@ class Controller:
         the whole.
         """
         published: list[RolloutDecided] = []
+        # One that has ended since the last look is not shown any more.
+        self._looked_at = dict(self._watched)
         for model, watched in self._watched.items():
             if not watched.observation.caught_up:
                 continue
@@ -149,6 +174,8 @@ class Controller:
 
     def close(self) -> None:
         """Let go of the connections."""
+        for stop in self._stops:
+            stop()
         while self._watched:
             self._watched.popitem()[1].observation.close()
         self._publisher.close()
@@ -188,6 +215,8 @@ class Controller:
         watched.looks = max(watched.looks, last.look if last is not None else 0) + 1
         with tracer.start_as_current_span(
             f"decide {model}",
+            Context(),
+            links=self._registry.links(model, rollout.candidate or rollout.stable),
             attributes={
                 "feedloom.model": model,
                 "feedloom.experiment": rollout.experiment,
@@ -196,7 +225,10 @@ class Controller:
         ) as span:
             decision = observation.decide(policy, now_ms=now_ms)
             span.set_attribute("feedloom.verdict", decision.verdict)
-            _record(model, decision)
+            watched.arms = {
+                "stable": decision.stable.figures,
+                "candidate": decision.candidate.figures,
+            }
             if policy.auto and decision.verdict != "hold":
                 return self._act(rollout, decision, watched, last)
             if worth_publishing(decision, last, now_ms=now_ms):
@@ -273,16 +305,30 @@ class Controller:
         self._decisions.catch_up()
         name = f"{rollout.model}@{rollout.candidate}"
         log.info("%s: %s%s: %s", name, event.verdict, " now" if acted else "", event.reason)
-        attributes = {"feedloom.model": rollout.model}
-        ROLLOUT_DECISIONS.add(
-            1, {**attributes, "feedloom.verdict": event.verdict, "feedloom.acted": acted}
-        )
+        attributes = {MODEL: rollout.model}
+        ROLLOUT_DECISIONS.add(1, {**attributes, VERDICT: event.verdict, ACTED: acted})
         known = {_name(alarm) for alarm in last.alarms} if last is not None else set()
         for alarm in event.alarms:
             if _name(alarm) not in known:
                 log.warning("%s: alarm: %s", name, alarm)
-                ROLLOUT_ALARMS.add(1, {**attributes, "feedloom.alarm": _name(alarm)})
+                ROLLOUT_ALARMS.add(1, {**attributes, ALARM: _name(alarm)})
         return event
+
+    def _reading(self, value: Callable[[ArmFigures], float | None]) -> Reading:
+        """One figure of every arm that was looked at last, where there is one."""
+
+        def read() -> Iterable[tuple[float, Mapping[str, str]]]:
+            return [
+                (
+                    figure,
+                    {MODEL: model, ARM: arm, VERSION: bounded_version(figures.version)},
+                )
+                for model, watched in self._looked_at.items()
+                for arm, figures in watched.arms.items()
+                if (figure := value(figures)) is not None
+            ]
+
+        return read
 
     def _now_ms(self) -> int:
         return int(1000 * self._clock())
@@ -304,25 +350,5 @@ def _name(alarm: str) -> str:
     return alarm.partition(":")[0]
 
 
-def _record(model: str, decision: Decision) -> None:
-    _record_arm(model, "stable", decision.stable.figures)
-    _record_arm(model, "candidate", decision.candidate.figures)
-
-
-def _record_arm(model: str, arm: str, figures: ArmFigures) -> None:
-    attributes = {
-        "feedloom.model": model,
-        "feedloom.arm": arm,
-        "feedloom.version": figures.version,
-    }
-    ROLLOUT_REQUESTS.set(figures.requests, attributes)
-    ROLLOUT_ERRORS.set(figures.errors, attributes)
-    ROLLOUT_LABELS.set(figures.labels, attributes)
-    for gauge, value, scale in (
-        (ROLLOUT_OUTCOME, figures.outcome, 1.0),
-        (ROLLOUT_TOKENS, figures.output_tokens, 1.0),
-        (ROLLOUT_TTFT, figures.ttft_ms, 1000.0),
-        (ROLLOUT_ITL, figures.itl_ms, 1000.0),
-    ):
-        if value is not None:
-            gauge.set(value / scale, attributes)
+def _seconds(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1000

@@ -14,6 +14,7 @@ from infra.contracts.errors import ContractError
 from infra.contracts.events import RolloutDecided
 from infra.registry.client import ACKNOWLEDGE_TIMEOUT_S, send
 from infra.rollouts.policy import Decision, differs
+from observability.messaging import send_attributes
 
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("feedloom.rollouts")
@@ -75,7 +76,11 @@ def read_decisions(bus: Bus, model: str | None = None) -> list[RolloutDecided]:
 
 def publish_decision(publisher: Publisher, event: RolloutDecided) -> None:
     """Publish a decision and wait until the broker has it. Raises the delivery's error."""
-    with tracer.start_as_current_span(f"publish {TOPIC}", kind=SpanKind.PRODUCER):
+    with tracer.start_as_current_span(
+        f"send {TOPIC}",
+        kind=SpanKind.PRODUCER,
+        attributes=send_attributes(TOPIC, key=event.model) | {"feedloom.model": event.model},
+    ):
         send(publisher, TOPIC, event.model, event, source=SOURCE).result(ACKNOWLEDGE_TIMEOUT_S)
 
 

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from infra.contracts.events import GenerationChunk, GenerationResult
 from infra.identity.principal import Authenticator, Principal, Unauthenticated
 from infra.settings import GatewaySettings
+from observability.instruments import GATEWAY_UNAUTHENTICATED, REASON
 from producers.gateway import bodies, limits, sse
 from producers.gateway.answers import StreamedAnswer
 from producers.gateway.bodies import Body
@@ -43,6 +44,7 @@ async def principal_of(request: Request) -> Principal:
         return authenticator.anonymous()
     scheme, _, credential = given.partition(" ")
     if scheme.lower() != "bearer" or not credential.strip():
+        GATEWAY_UNAUTHENTICATED.add(1, {REASON: "malformed"})
         raise Unauthenticated("send an API key or a token as `Authorization: Bearer ...`")
     return await authenticator.authenticate(credential.strip())
 
@@ -71,6 +73,16 @@ def starting_after(request: Request) -> int | None:
     if not named.isascii() or not named.isdecimal() or len(named) > 12:
         raise invalid("starting_after is the number of an event", param="starting_after")
     return int(named)
+
+
+def event_ids(request: Request) -> bool:
+    """Whether events carry their numbers: ``Feedloom-Event-Ids: off`` leaves them out, for clients
+    that read nothing but lines of data.
+    """
+    wanted = request.headers.get("feedloom-event-ids", "on")
+    if wanted not in ("on", "off"):
+        raise invalid("Feedloom-Event-Ids is on or off", param="Feedloom-Event-Ids")
+    return wanted == "on"
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
@@ -128,7 +140,7 @@ async def event_stream(
     After ``patience_s`` of silence the stream begins all the same, so that the caller's and any
     proxy's time does not run out; from then on a failure is an event.
     """
-    events = _events(items, answer, after=after)
+    events = _events(items, answer, after=after, numbered=event_ids(request))
     first = await unless_gone(request, _first(events, patience_s))
     if first is None:
         await cast(Any, events).aclose()
@@ -157,7 +169,7 @@ async def _after(first: bytes, events: AsyncIterator[bytes | None]) -> AsyncIter
 
 
 async def _events(
-    items: AsyncIterator[Item], answer: StreamedAnswer, *, after: int | None
+    items: AsyncIterator[Item], answer: StreamedAnswer, *, after: int | None, numbered: bool
 ) -> AsyncIterator[bytes | None]:
     """The events as they are sent; ``None`` in silence."""
     last = -1 if after is None else after
@@ -168,11 +180,11 @@ async def _events(
             elif isinstance(item, GenerationChunk):
                 number, event = answer.chunk(item)
                 if event is not None and number > last:
-                    yield sse.event(event, number)
+                    yield sse.event(event, number if numbered else None)
             elif isinstance(item, GenerationResult):
                 for number, event in answer.ending(item):
                     if number > last:
-                        yield sse.event(event, number)
+                        yield sse.event(event, number if numbered else None)
                 yield sse.DONE
 
 

@@ -37,7 +37,10 @@ def serve(settings: Settings) -> None:
         options = options.model_copy(update={"files_url": str(settings.home / "gateway-files")})
     kafka = resolve_kafka(settings)
     gateway_id = options.gateway_id or f"{socket.gethostname()}-{os.getpid()}"
-    with configure_telemetry("feedloom-gateway", settings.telemetry), KafkaBus(kafka) as bus:
+    with (
+        configure_telemetry("feedloom-gateway", settings.telemetry, instance_id=gateway_id),
+        KafkaBus(kafka) as bus,
+    ):
         authenticator = PlatformAuthenticator(bus, options)
         listening = _listen(options.host, options.port)
         lag = GroupLag(kafka, group=settings.worker.group, topic=catalogue.REQUESTS.name)

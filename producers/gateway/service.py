@@ -21,8 +21,9 @@ from infra.contracts.bus import Bus
 from infra.contracts.config_sections import TenantConfig
 from infra.contracts.errors import FeedloomError
 from infra.contracts.events import AdmissionAsked, GenerationResult
-from infra.identity.principal import Principal
+from infra.identity.principal import Forbidden, Principal
 from infra.settings import GatewaySettings
+from observability.instruments import GATEWAY_ADMISSIONS, OUTCOME, TENANT, bounded_tenant
 from producers.aio import AsyncGenerationHandle
 from producers.client import GenerationClient
 from producers.gateway import identifiers
@@ -104,7 +105,21 @@ class GatewayService:
     async def ask(
         self, principal: Principal, kind: Kind, question: Question, *, idempotency_key: str | None
     ) -> Call:
-        """Admit and submit. Raises ApiError with what stands against it."""
+        """Admit and submit. Raises ApiError, or Forbidden, with what stands against it."""
+        try:
+            call = await self._ask(principal, kind, question, idempotency_key=idempotency_key)
+        except ApiError as error:
+            _count(principal, error.code or str(error.status))
+            raise
+        except Forbidden:
+            _count(principal, "insufficient_permissions")
+            raise
+        _count(principal, "replayed" if call.replayed else "admitted")
+        return call
+
+    async def _ask(
+        self, principal: Principal, kind: Kind, question: Question, *, idempotency_key: str | None
+    ) -> Call:
         self._check(principal, question)
         request = identifiers.mint(
             kind,
@@ -383,6 +398,10 @@ class GatewayService:
             # Nobody knows what one without a result has used: what was reserved stands.
             tokens = None if result is None else result.prompt_tokens + result.output_tokens
             self._admissions.end(principal.tenant, request.text, tokens)
+
+
+def _count(principal: Principal, outcome: str) -> None:
+    GATEWAY_ADMISSIONS.add(1, {OUTCOME: outcome, TENANT: bounded_tenant(principal.tenant)})
 
 
 async def whole_answer(items: AsyncIterator[Item]) -> GenerationResult:

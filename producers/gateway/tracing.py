@@ -1,4 +1,4 @@
-"""A server span and a duration for each call that does something.
+"""A server span and a duration for each call that does something, and the streams that are open.
 
 Names are those of OpenTelemetry's HTTP conventions.
 
@@ -14,10 +14,11 @@ from opentelemetry.trace import SpanKind, StatusCode
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from observability.instruments import HTTP_REQUEST_DURATION
+from observability.instruments import ERROR_TYPE, GATEWAY_STREAMS, HTTP_REQUEST_DURATION
 from observability.tracing import span
 
 _TRACER = trace.get_tracer("feedloom.producers.gateway")
+_STREAM = b"text/event-stream"
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
@@ -33,24 +34,36 @@ class Traced:
             return
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         headers = [(name.decode("latin-1"), value) for name, value in scope["headers"]]
-        started, status = time.perf_counter(), 500
+        started, status, streams = time.perf_counter(), 500, False
+        failure: str | None = None
 
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streams
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if _is_stream(message):
+                    streams = True
+                    GATEWAY_STREAMS.add(1)
             await send(message)
 
         with span(_TRACER, method, kind=SpanKind.SERVER, parent=headers) as serving:
             try:
                 await self._app(scope, receive, noted)
+            except BaseException as error:
+                failure = type(error).__qualname__
+                raise
             finally:
                 route = _route_of(scope)
-                attributes = {
+                attributes: dict[str, str | int] = {
                     "http.request.method": method,
                     "http.route": route,
                     "http.response.status_code": status,
+                    "url.scheme": scope["scheme"],
                 }
+                if failure is not None or status >= 500:
+                    attributes[ERROR_TYPE] = failure or str(status)
+                if streams:
+                    GATEWAY_STREAMS.add(-1)
                 serving.update_name(f"{method} {route}")
                 serving.set_attributes(attributes)
                 if status >= 500:
@@ -67,3 +80,10 @@ def _is_noise(scope: Scope) -> bool:
 def _route_of(scope: Scope) -> str:
     route: BaseRoute | None = scope.get("route")
     return getattr(route, "path", "unknown")
+
+
+def _is_stream(start: Message) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith(_STREAM)
+        for name, value in start.get("headers", ())
+    )

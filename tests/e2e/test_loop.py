@@ -9,10 +9,17 @@ import json
 import os
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+import producers.client
+import producers.feedback
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import read_to_end
 from infra.contracts.events import (
@@ -35,11 +42,28 @@ from infra.settings import (
 from observability.spans import read_spans
 from producers.client import GenerationClient
 from producers.feedback import FeedbackClient
+from producers.handle import GenerationHandle
+from tests import conventions
+from tests.otlp import OtlpReceiver
+from tests.traces import Traces, links_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
-REQUESTS = 24
+REQUESTS = 200
 EDIT = " is a short sentence that people would rather have read."
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpReceiver]:
+    """Where all processes send what they record; this one too, as the publishing service."""
+    with OtlpReceiver() as receiver:
+        provider = TracerProvider(resource=Resource({"service.name": "e2e"}))
+        exporter = OTLPSpanExporter(endpoint=f"{receiver.url}/v1/traces")
+        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=100))
+        monkeypatch.setattr(producers.client, "tracer", provider.get_tracer("feedloom.producers"))
+        monkeypatch.setattr(producers.feedback, "tracer", provider.get_tracer("feedloom.producers"))
+        yield receiver
+        provider.shutdown()
 
 
 @pytest.fixture
@@ -81,10 +105,10 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def test_feedback_makes_a_version_that_the_worker_switches_to(
-    settings: Settings, kafka_bus: KafkaBus
+    settings: Settings, kafka_bus: KafkaBus, collector: OtlpReceiver
 ) -> None:
     sampling = SamplingParameters(max_tokens=200, temperature=0.7, seed=1, ignore_eos=True)
-    children = environment(settings)
+    children = environment(settings) | collector.environment
     with LocalPlatform(settings, lambda line: None, environment=children, quiet=True) as platform:
         with (
             GenerationClient(platform.bus, source="e2e") as client,
@@ -148,7 +172,56 @@ def test_feedback_makes_a_version_that_the_worker_switches_to(
     directory = settings.telemetry.span_directory
     assert directory is not None
     names = {span.name for span in read_spans(directory)}
-    assert {"process generation.requests", "generate default", "train default"} <= names
+    assert {"process generation.requests", "text_completion default", "train default"} <= names
+    _check_telemetry(collector, handles)
+
+
+def _check_telemetry(collector: OtlpReceiver, handles: list[GenerationHandle]) -> None:
+    """Every trace whole, all walkable from any one, every name by the conventions."""
+    try:
+        traces = collector.wait_for(lambda receiver: _whole(receiver, handles), 60)
+    except TimeoutError:
+        found = Traces(collector.spans)
+        gaps = {one.request.request_id: found.gaps(one.trace_id) for one in handles}
+        pytest.fail(str({name: wrong for name, wrong in gaps.items() if wrong})[:2000])
+    rated = handles[:REQUESTS]
+    for handle in handles:
+        (result,) = traces.named("send generation.results", handle.trace_id)
+        assert {span.name for span in traces.linked_from[result.span_id]} >= {
+            "commit generation.requests"
+        }
+    # Feedback leads to what it is about, and the training run to the feedback.
+    about = links_of(traces.named("process feedback.events"))
+    assert {link.trace_id for link in about} >= {handle.trace_id for handle in rated}
+    (training,) = traces.named("train default")
+    consumed = links_of(traces.named("poll feedback.examples", training.trace_id))
+    assert len(consumed) == REQUESTS
+    assert {traces.spans[link.span_id].name for link in consumed} == {"send feedback.examples"}
+    # What the run published is in its trace, and the worker's switch leads there.
+    (publication,) = traces.named("send model.registry", training.trace_id)
+    switch = max(traces.named("switch default"), key=lambda span: span.start_ns)
+    assert publication.span_id in {link.span_id for link in switch.links}
+    for start in (switch, training, traces.named("send generation.requests", rated[0].trace_id)[0]):
+        assert traces.reached(start) >= {
+            *("send generation.requests", "llm_request", "commit generation.requests"),
+            *("send feedback.events", "process feedback.events", "send feedback.examples"),
+            *("train default", "send model.registry", "switch default"),
+        }
+    problems = {fault for span in traces.spans.values() for fault in conventions.problems(span)}
+    problems |= {fault for metric in collector.metrics for fault in conventions.problems(metric)}
+    assert problems == set()
+    recorded = {metric.name for metric in collector.metrics}
+    assert recorded >= {"gen_ai.server.time_to_first_token", "feedloom.worker.lag"}
+    lines = [str(log.body) for log in collector.logs]
+    assert lines
+    assert not any(EDIT in line for line in lines)
+
+
+def _whole(receiver: OtlpReceiver, handles: list[GenerationHandle]) -> Traces | None:
+    traces = Traces(receiver.spans)
+    if any(traces.gaps(handle.trace_id) for handle in handles):
+        return None
+    return traces
 
 
 def test_the_demo_reports_every_key_on_a_small_setting(tmp_path: Path) -> None:

@@ -573,6 +573,21 @@ def test_a_stream_goes_on_at_another_replica(own: Platform) -> None:
     assert request_id not in own.worker.cancelled
 
 
+def test_a_client_that_reads_only_data_gets_no_ids(own: Platform) -> None:
+    body = {**ASK, "stream": True}
+    answer = own.http().post(
+        "/v1/chat/completions", json=body, headers={"Feedloom-Event-Ids": "off"}
+    )
+    events = answer.text.split("\n\n")
+    assert all(event.startswith("data: ") for event in events if event)
+    assert events[-2:] == ["data: [DONE]", ""]
+    refused = own.http().post(
+        "/v1/chat/completions", json=body, headers={"Feedloom-Event-Ids": "perhaps"}
+    )
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "Feedloom-Event-Ids"
+
+
 def test_a_caller_that_goes_away_cancels_its_generation(own: Platform) -> None:
     go = threading.Event()
     own.worker.script = lambda request: Script(

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from infra.contracts.errors import ConfigurationError
 from observability.propagation import extract, inject
-from observability.setup import chosen_exporter
+from observability.setup import chosen_exporters
 from observability.spans import read_spans, trace_hops
 
 PROGRAM = """
@@ -80,14 +80,19 @@ def test_a_record_without_context_starts_a_trace_of_its_own() -> None:
 
 
 def test_exporters_follow_the_standard_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen_exporter("traces") == "none"
+    assert chosen_exporters("traces") == ()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://collector:4318/v1/metrics")
-    assert chosen_exporter("traces") == "none"
-    assert chosen_exporter("metrics") == "otlp"
+    assert chosen_exporters("traces") == ()
+    assert chosen_exporters("metrics") == ("otlp",)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
-    assert chosen_exporter("traces") == "otlp"
+    assert chosen_exporters("traces") == ("otlp",)
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
-    assert chosen_exporter("traces") == "none"
+    assert chosen_exporters("traces") == ()
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus, otlp,prometheus")
+    assert chosen_exporters("metrics") == ("prometheus", "otlp")
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "carrier-pigeon")
     with pytest.raises(ConfigurationError, match="carrier-pigeon"):
-        chosen_exporter("logs")
+        chosen_exporters("logs")
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "prometheus")
+    with pytest.raises(ConfigurationError, match="use none, console or otlp"):
+        chosen_exporters("logs")

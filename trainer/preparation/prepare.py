@@ -22,6 +22,7 @@ import msgspec
 
 from infra.contracts.errors import ConfigurationError, FeedloomError
 from infra.files import sha256_of, whole_file
+from observability.instruments import OUTCOME, PILE_DOCUMENTS, PILE_STEP
 from trainer.pile import PileRow, read_shards, shard_paths, write_shards
 from trainer.preparation.duplicates import Contamination, exact_copies, near_copies
 from trainer.preparation.mixture import PILE_WEIGHTS, interleave, quotas
@@ -149,7 +150,9 @@ def prepare(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
         ),
         Amount(sum(map(len, taken.values())), sum(map(sum, taken.values()))),
     ]
-    steps = _merged(parts) + _whole_steps(left, contaminated)
+    whole = _whole_steps(left, contaminated)
+    _count(whole)
+    steps = _merged(parts) + whole
     report = Report(
         format=FORMAT,
         sources=parts,
@@ -219,7 +222,7 @@ def _clean_all(plan: Plan, work: Path, pool: Executor, progress: Progress) -> li
     }
     for done, future in enumerate(waiting.values(), start=len(files) - len(waiting)):
         progress("cleaning", done, len(files))
-        future.result()
+        _count(future.result().steps)
     part = len(files)
     for source in streams:
         part = _clean_stream(plan, work, source, part, progress)
@@ -238,7 +241,8 @@ def _clean_stream(plan: Plan, work: Path, source: Source, part: int, progress: P
     rows = read_source(source, malformed.append, skip=skip)
     for piece in [rows] if source.format == "machine" else parts_of(rows):
         progress(f"cleaning {source.location}", part, 0)
-        clean(work, part, source, piece, malformed, plan.steps, plan.languages)
+        cleaned = clean(work, part, source, piece, malformed, plan.steps, plan.languages)
+        _count(cleaned.steps)
         part += 1
     return part
 
@@ -338,6 +342,18 @@ def _mixed(
         so_far = taken.setdefault(name, [])
         so_far.append(every[name][len(so_far)])
         yield next(readers[name])
+
+
+def _count(steps: Sequence[StepCounts]) -> None:
+    """For operators, as it goes; what an interrupted run had done counted there."""
+    for step in steps:
+        amounts = {
+            "in": step.documents_in,
+            "out": step.documents_out,
+            "dropped": step.documents_in - step.documents_out,
+        }
+        for outcome, count in amounts.items():
+            PILE_DOCUMENTS.add(count, {PILE_STEP: step.name, OUTCOME: outcome})
 
 
 def _merged(parts: Sequence[PartReport]) -> list[StepCounts]:

@@ -1,0 +1,143 @@
+"""Log lines: as JSON on demand, with their trace, and without anybody's secrets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.trace import TracerProvider
+
+from infra.identity.keys import make_key
+from observability.logs import (
+    REDACTED,
+    JsonFormatter,
+    OtelLogHandler,
+    TraceFormatter,
+    without_secrets,
+)
+
+KEY = make_key()
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        (f"called with {KEY.text}", KEY.secret),
+        (f"called with {KEY.text[:30]}", KEY.text[17:30]),
+        (f"Authorization: Bearer {KEY.text}", KEY.secret),
+        ("{'authorization': 'bearer c0ffee.c0ffee-c0ffee'}", "c0ffee"),
+        ("Authorization: Basic dXNlcjpwYXNzMQ==", "dXNlcjpwYXNzMQ"),
+        (f"token {TOKEN}", "c2lnbmF0dXJl"),
+        ("KafkaProducer(sasl_plain_password='hunter 2', retries=3)", "hunter"),
+        ('{"sasl_password": "hunter2", "user": "u"}', "hunter2"),
+        ("FEEDLOOM_KAFKA__SASL_PASSWORD=hunter2 is set", "hunter2"),
+        ('ScramLoginModule required username="u" password="hunter2";', "hunter2"),
+        ("GET https://user:hunter2@registry.example/v1", "hunter2"),
+    ],
+)
+def test_a_secret_that_slips_in_does_not_get_out(text: str, secret: str) -> None:
+    assert secret in text
+    shown = without_secrets(text)
+    assert secret not in shown
+    assert REDACTED in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"API keys changed: {KEY.key_id}",
+        "send an API key or a token as `Authorization: Bearer ...`",
+        "bearer credentials and basic understanding are words",
+        "needs sasl_password or sasl_password_file",
+        "sasl_password=None",
+        "http://127.0.0.1:8000/v1/models?after=a@b",
+        "generation.requests/0 at 17",
+    ],
+)
+def test_other_lines_stay_as_they_are(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+def a_record(message: str, *arguments: object, failed: bool = False) -> logging.LogRecord:
+    failure = None
+    if failed:
+        try:
+            raise ValueError(f"refused {KEY.text}")
+        except ValueError:
+            failure = sys.exc_info()
+    return logging.LogRecord("shop", logging.WARNING, "f.py", 3, message, arguments, failure)
+
+
+def test_a_line_of_json_says_when_who_what_and_in_which_trace() -> None:
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
+    with tracer.start_as_current_span("work") as span:
+        line = JsonFormatter("till").format(a_record("sold %d\nof é", 3))
+    assert "\n" not in line
+    found = json.loads(line)
+    assert found.pop("time").endswith("Z")
+    context = span.get_span_context()
+    assert found == {
+        "level": "WARNING",
+        "logger": "shop",
+        "message": "sold 3\nof é",
+        "service": "till",
+        "trace_id": f"{context.trace_id:032x}",
+        "span_id": f"{context.span_id:016x}",
+    }
+    assert "trace_id" not in json.loads(JsonFormatter("till").format(a_record("sold")))
+
+
+def test_no_way_out_shows_a_secret() -> None:
+    exporter = InMemoryLogRecordExporter()
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    record = a_record("key %s", KEY.text, failed=True)
+    OtelLogHandler(provider).emit(record)
+    (sent,) = exporter.get_finished_logs()
+    for shown in (
+        TraceFormatter().format(record),
+        JsonFormatter("till").format(record),
+        sent.log_record.body,
+        *(sent.log_record.attributes or {}).values(),
+    ):
+        assert KEY.secret not in str(shown)
+    assert "ValueError: refused" in JsonFormatter("till").format(record)
+    assert KEY.key_id in str(sent.log_record.body)
+    # For others that look at the record, it is what it was.
+    assert record.getMessage() == f"key {KEY.text}"
+
+
+PROGRAM = """
+import logging
+from infra.settings import load_settings
+from observability.setup import configure_telemetry
+
+with configure_telemetry("shop", load_settings().telemetry):
+    logging.getLogger("shop").info("open")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_form_is_a_setting(form: str) -> None:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
+    finished = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=plain | {"FEEDLOOM_TELEMETRY__LOG_FORMAT": form, "OTEL_SERVICE_NAME": "till"},
+        timeout=120,
+    )
+    (line,) = finished.stderr.splitlines()
+    if form == "json":
+        found = json.loads(line)
+        assert (found["service"], found["message"]) == ("till", "open")
+    else:
+        assert line.endswith("INFO    shop: open")
