@@ -13,7 +13,7 @@ UV := .feedloom/tools/bin/uv
 STAMP := .venv/.installed-$(ACCELERATOR)
 BIN := .venv/bin
 
-.PHONY: help setup demo browser test lint format bench lock clean
+.PHONY: help setup demo browser promtool test lint format bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,9 +49,22 @@ browser:
 		echo "no chromium on PATH: the console's tests will fail; on Debian or Ubuntu: sudo apt-get install chromium" >&2; \
 	fi
 
+# The alert rules are tested by Prometheus' own tool. Debian's package would also start a server.
+promtool:
+	@command -v promtool >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "==> promtool, for the alert rules' tests"; \
+		apt-get update -qq && dir=$$(mktemp -d) && cd "$$dir" && \
+		apt-get -o APT::Sandbox::User=root download -qq prometheus >/dev/null && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --directory / ./usr/bin/promtool && \
+		rm -r "$$dir"; \
+	else \
+		echo "no promtool on PATH: the alert rules' tests will fail; on Debian or Ubuntu: sudo apt-get install prometheus" >&2; \
+	fi
+
 # Two at a time, save those that need the broker or every core for the engine. Pytest ends with 5
 # where ARGS select nothing: of one half that is well.
-test: $(STAMP) browser ## run the whole suite (ARGS go to pytest)
+test: $(STAMP) browser promtool ## run the whole suite (ARGS go to pytest)
 	@$(BIN)/python -m pytest -m "not (kafka or vllm)" -n 2 --dist loadfile $(ARGS); alone=$$?; \
 	$(BIN)/python -m pytest -m "kafka or vllm" $(ARGS); real=$$?; \
 	case "$$alone $$real" in "0 0"|"0 5"|"5 0") ;; *) exit 1;; esac

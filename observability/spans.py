@@ -1,4 +1,7 @@
-"""Spans as JSON lines on disk: written by each process, read back into the path of one trace."""
+"""Spans as JSON lines on disk: written by each process, read back into the path of one trace.
+
+How the spans of several traces belong together is ``infra.terminal``'s business.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,36 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.util.types import Attributes
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanLink:
+    """What a span points at: a span, or some span of a trace where ``span_id`` is empty."""
+
+    trace_id: str
+    span_id: str = ""
+    attributes: dict[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpanRecord:
-    """One finished span. Times are epoch nanoseconds; ids are lower-case hex; links: trace ids."""
+    """One finished span. Times are epoch nanoseconds; ids are lower-case hex.
+
+    ``links``: trace ids, with ``linked`` in full; older lines have the former only.
+    ``message``: what went wrong, if anything did: the status, or else the last exception.
+    ``instance``: ``service.instance.id``, where the process has one.
+    """
 
     service: str
     name: str
@@ -29,8 +49,16 @@ class SpanRecord:
     start_ns: int
     end_ns: int
     status: str
-    attributes: dict[str, str | int | float | bool]
+    attributes: dict[str, Value]
     links: tuple[str, ...] = ()
+    linked: tuple[SpanLink, ...] = ()
+    message: str = ""
+    instance: str = ""
+
+    @property
+    def pointers(self) -> tuple[SpanLink, ...]:
+        """``linked``, or what ``links`` tells of it."""
+        return self.linked or tuple(SpanLink(trace_id=one) for one in self.links)
 
 
 class SpanFileExporter(SpanExporter):
@@ -84,12 +112,37 @@ def _as_row(span: ReadableSpan) -> dict[str, object]:
         "start_ns": span.start_time or 0,
         "end_ns": span.end_time or 0,
         "status": span.status.status_code.name.lower(),
-        "attributes": {
-            key: value if isinstance(value, str | int | float | bool) else str(value)
-            for key, value in (span.attributes or {}).items()
-        },
+        "attributes": _plain(span.attributes),
         "links": [f"{link.context.trace_id:032x}" for link in span.links],
+        "linked": [
+            {
+                "trace_id": f"{link.context.trace_id:032x}",
+                "span_id": f"{link.context.span_id:016x}",
+                "attributes": _plain(link.attributes),
+            }
+            for link in span.links
+        ],
+        "message": _message(span),
+        "instance": str(span.resource.attributes.get("service.instance.id", "")),
     }
+
+
+def _plain(attributes: Attributes) -> dict[str, Value]:
+    return {
+        key: ", ".join(str(one) for one in value)
+        if isinstance(value, list | tuple)
+        else value
+        if isinstance(value, str | int | float | bool)
+        else str(value)
+        for key, value in (attributes or {}).items()
+    }
+
+
+def _message(span: ReadableSpan) -> str:
+    raised = [event.attributes or {} for event in span.events if event.name == "exception"]
+    last = raised[-1] if raised else {}
+    named = (str(last[name]) for name in ("exception.type", "exception.message") if name in last)
+    return span.status.description or ": ".join(named)
 
 
 def read_spans(directory: Path) -> list[SpanRecord]:
