@@ -49,11 +49,14 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One family."""
+    """One family. ``packs``: trained on rows of several documents, its attention is one that
+    transformers' ``AttentionInterface`` can replace.
+    """
 
     name: str
     objective: Objective
     build: Callable[[Shape], Any]
+    packs: bool = False
 
     def collator(self, shape: Shape) -> Collator:
         """Blocks into this family's batches."""
@@ -223,10 +226,10 @@ def _lstm(shape: Shape) -> Any:
 ARCHITECTURES: Mapping[str, Architecture] = {
     one.name: one
     for one in (
-        Architecture(name="gpt2", objective="causal", build=_gpt2),
+        Architecture(name="gpt2", objective="causal", build=_gpt2, packs=True),
         Architecture(name="gptj", objective="causal", build=_gptj),
-        Architecture(name="gpt-neox", objective="causal", build=_gpt_neox),
-        Architecture(name="llama", objective="causal", build=_llama),
+        Architecture(name="gpt-neox", objective="causal", build=_gpt_neox, packs=True),
+        Architecture(name="llama", objective="causal", build=_llama, packs=True),
         Architecture(name="t5", objective="span-corruption", build=_t5),
         Architecture(name="bert", objective="masked", build=_bert),
         Architecture(name="roberta", objective="masked", build=_roberta),

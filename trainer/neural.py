@@ -19,15 +19,27 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.integrations import TensorBoardCallback
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.masking_utils import flex_attention_mask
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from infra.contracts.errors import ConfigurationError
 from observability.instruments import (
+    ARCHITECTURE,
     GRADIENT_NORM,
     LEARNING_RATE,
+    OBJECTIVE,
     STEP_LOSS,
     TRAINED_TOKENS,
     TRAINING_STEPS,
@@ -40,8 +52,7 @@ from trainer.recipe import Recipe
 from trainer.tokens import epoch_order
 from trainer.training import caching_restored, finite_loss, keep_large_buffers
 
-ARCHITECTURE = "feedloom.architecture"
-OBJECTIVE = "feedloom.objective"
+WITHIN_DOCUMENTS = "feedloom-within-documents"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +244,8 @@ def train_blocks(
     keep_large_buffers()
     set_seed(recipe.seed)
     model = family.build(shape)
+    if family.packs and recipe.torch_compile and torch.cuda.is_available():
+        attend_within_documents(model)
     arguments = training_arguments(recipe, checkpoints)
     step = arguments.train_batch_size * arguments.world_size * recipe.gradient_accumulation_steps
     samples = min(step, len(blocks))
@@ -265,6 +278,17 @@ def train_blocks(
         seconds=seconds,
         history=trainer.state.log_history,
     )
+
+
+def attend_within_documents(model: Any) -> None:
+    """Attention that passes over what a packed row's documents cannot see, instead of masking it.
+
+    torch's flex attention, by a name of our own: transformers refuses its own name for it to
+    families that do not claim to support it (GPT-2), though all it needs is their interface.
+    """
+    AttentionInterface.register(WITHIN_DOCUMENTS, flex_attention_forward)
+    AttentionMaskInterface.register(WITHIN_DOCUMENTS, flex_attention_mask)
+    model.set_attn_implementation(WITHIN_DOCUMENTS)
 
 
 def _whole(trainer: Trainer, model: Any, family: Architecture, shape: Shape, ranks: Ranks) -> Any:
@@ -314,7 +338,9 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> TrainingArguments:
         ddp_timeout=int(STEP_TIMEOUT.total_seconds()),
         seed=recipe.seed,
         use_cpu=not torch.cuda.is_available(),
+        # A blocking copy would wait for all the GPU has to do, at every step.
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
