@@ -328,6 +328,10 @@ def _profile(figures: Mapping[str, Any]) -> Iterable[str]:
     )
 
 
+def _telemetry(figures: Mapping[str, Any]) -> Iterable[str]:
+    yield _load_table({k: v for k, v in figures.items() if k.startswith("closed loop")})
+
+
 def _no_figures(figures: Mapping[str, Any]) -> Iterable[str]:
     return ()
 
@@ -336,6 +340,7 @@ _FIGURES = {
     "bench_overhead": _overhead,
     "bench_http_peer": _peer,
     "bench_gateway": _peer,
+    "bench_telemetry": _telemetry,
     "bench_dispatch": _dispatch,
     "bench_scale": _scale,
     "bench_backlog": _backlog,

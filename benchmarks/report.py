@@ -34,6 +34,7 @@ ORDER = (
     "bench_cancellation",
     "bench_swap",
     "bench_ab",
+    "bench_telemetry",
     "bench_pile",
     "bench_train",
     "bench_mfu",

@@ -30,6 +30,8 @@ from tests.otlp import Attributes, Metric, MetricKind, Span, SpanKind, Value
 Type = Literal["string", "int", "double", "boolean", "string[]"]
 
 OURS = "feedloom."
+WORK = frozenset({"train", "switch", "decide", "shadow"})
+"""What is done with a model: such a span is named for both."""
 FOREIGN = ("vllm.", "opentelemetry.instrumentation.")
 """Scopes of libraries that are told to record, and not what."""
 BATCH = "messaging.batch.message_count"
@@ -271,6 +273,9 @@ def _of_span(span: Span) -> Iterator[str]:
     if span.kind == "internal" and span.name.startswith(OURS):
         if not re.fullmatch(r"feedloom(\.[a-z][a-z0-9_]*)+", span.name):
             yield "a name of ours is feedloom.PART.PART, without anything that varies"
+    elif span.kind == "internal" and span.name.partition(" ")[0] in WORK:
+        if span.name.partition(" ")[2] != span.attributes.get("feedloom.model"):
+            yield "the name should end with what feedloom.model says"
     elif any(key.startswith("messaging.") for key in span.attributes):
         operation = span.attributes.get("messaging.operation.type")
         convention = MESSAGING.get(str(operation))

@@ -2,7 +2,7 @@
 
 Names are those of OpenTelemetry's HTTP conventions.
 
-Paths are given as routes, so that no id and nothing of a caller's gets into a name.
+Spans are named by route, so that no id and nothing of a caller's gets into a name or a metric.
 """
 
 from __future__ import annotations
@@ -53,19 +53,20 @@ class Traced:
                 failure = type(error).__qualname__
                 raise
             finally:
-                route = _route_of(scope)
                 attributes: dict[str, str | int] = {
                     "http.request.method": method,
-                    "http.route": route,
                     "http.response.status_code": status,
                     "url.scheme": scope["scheme"],
                 }
+                route = _route_of(scope)
+                if route is not None:
+                    attributes["http.route"] = route
+                    serving.update_name(f"{method} {route}")
                 if failure is not None or status >= 500:
                     attributes[ERROR_TYPE] = failure or str(status)
                 if streams:
                     GATEWAY_STREAMS.add(-1)
-                serving.update_name(f"{method} {route}")
-                serving.set_attributes(attributes)
+                serving.set_attributes(attributes | {"url.path": scope["path"]})
                 if status >= 500:
                     serving.set_status(StatusCode.ERROR)
                 HTTP_REQUEST_DURATION.record(time.perf_counter() - started, attributes)
@@ -77,9 +78,10 @@ def _is_noise(scope: Scope) -> bool:
     return scope["method"] == "GET" and path.startswith(("/console", "/healthz", "/readyz"))
 
 
-def _route_of(scope: Scope) -> str:
+def _route_of(scope: Scope) -> str | None:
+    """``None``: no route is at this path."""
     route: BaseRoute | None = scope.get("route")
-    return getattr(route, "path", "unknown")
+    return getattr(route, "path", None)
 
 
 def _is_stream(start: Message) -> bool:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
+import os
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from benchmarks.bench_mfu import flops_per_token, peak_tflops
+from benchmarks.bench_telemetry import check_received, closed_port, inherited
 from benchmarks.bench_train import check_losses
 from benchmarks.guard import watch
 from benchmarks.harness import Broken, Report, Target
 from benchmarks.load import Job, Trace, summary
+from benchmarks.otlp_sink import Sink
 from benchmarks.plot import Chart, Line, render
 from benchmarks.profile_dispatch import summarize
 from benchmarks.render import BEGIN, END, page
@@ -179,3 +186,58 @@ def test_the_guard_cleans_up_when_its_writer_is_gone(tmp_path: Path) -> None:
 def test_the_report_runs_every_benchmark() -> None:
     found = {path.stem for path in (ROOT / "benchmarks").glob("bench_*.py")}
     assert found | {"profile_dispatch"} == set(ORDER)
+
+
+def export(*spans: tuple[bytes, bytes, str, Span.SpanKind.ValueType]) -> bytes:
+    """Spans of a trace id, a span id, a name and a kind, as an exporter sends them."""
+    sent = [
+        Span(trace_id=trace_id, span_id=span_id, name=name, kind=kind)
+        for trace_id, span_id, name, kind in spans
+    ]
+    scope = ResourceSpans(scope_spans=[ScopeSpans(spans=sent)])
+    return bytes(ExportTraceServiceRequest(resource_spans=[scope]).SerializeToString())
+
+
+def test_the_sink_counts_each_span_once_and_traces_that_reached_a_worker() -> None:
+    consumer, producer = Span.SpanKind.SPAN_KIND_CONSUMER, Span.SpanKind.SPAN_KIND_PRODUCER
+    sink = Sink(hangs=False)
+    first = export(
+        (b"t1", b"s1", "process x.requests", consumer), (b"t1", b"s2", "send x.requests", producer)
+    )
+    sink.keep("traces", "identity", first)
+    sink.keep("traces", "gzip", gzip.compress(first))
+    sink.keep("traces", "identity", export((b"t2", b"s3", "send x.requests", producer)))
+    sink.keep("traces", "identity", export((b"t3", b"s4", "process x.results", consumer)))
+    found = sink.found("requests")
+    assert (found["spans"], found["traces"]) == (4, 1)
+    assert found["spans_by_name"]["send x.requests"] == 2
+
+
+@pytest.mark.parametrize("missing", ["spans", "metrics", "logs"])
+def test_a_side_that_sent_nothing_is_no_side_with_everything_on(missing: str) -> None:
+    all_there = {"spans": 1, "metrics": 1, "logs": 1}
+    check_received(all_there, unanswered=1)
+    with pytest.raises(Broken, match="not every signal"):
+        check_received({**all_there, missing: 0}, unanswered=1)
+    with pytest.raises(Broken, match="does not answer"):
+        check_received(all_there, unanswered=0)
+
+
+def test_a_closed_port_refuses() -> None:
+    with (
+        closed_port() as url,
+        pytest.raises(ConnectionRefusedError),
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))),
+    ):
+        pass
+
+
+def test_variables_are_inherited_only_by_children_of_their_side(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("benchmarks.bench_telemetry.project_home", lambda: tmp_path)
+    monkeypatch.delenv("FEEDLOOM_HOME", raising=False)
+    with inherited({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}):
+        assert os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://x"
+        assert os.environ["FEEDLOOM_HOME"] == str(tmp_path)
+    assert not {"OTEL_EXPORTER_OTLP_ENDPOINT", "FEEDLOOM_HOME"} & set(os.environ)

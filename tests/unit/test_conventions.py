@@ -121,6 +121,7 @@ def test_what_keeps_the_conventions_has_no_problems(span: Span) -> None:
             ADMISSION, name="feedloom.engine.prefill", attributes={"gen_ai.usage.input_tokens": 1}
         ),
         replace(CHAT, name="llm_request", scope="vllm.tracing.otel", kind="server"),
+        made("train default", "internal", {"feedloom.model": "default"}),
     ],
     ids=lambda span: span.name,
 )
@@ -136,9 +137,13 @@ def test_what_only_looks_wrong_is_let_by(span: Span) -> None:
         (replace(SEND, name="publish t"), "the name should be 'send t'"),
         (replace(PROCESS, name="process t 3"), "the name should be 'process t'"),
         (replace(CHAT, name="generate m"), "the name should be 'chat m'"),
+        (
+            made("switch default@2", "internal", {"feedloom.model": "default"}),
+            "the name should end with what feedloom.model says",
+        ),
         (replace(CALL, name="POST"), "the name should be 'POST /v1/chat/completions'"),
         (replace(ADMISSION, name="feedloom.admission of r1"), "without anything that varies"),
-        (replace(ADMISSION, name="switch m"), "of kind internal without a name of ours"),
+        (replace(ADMISSION, name="look at m"), "of kind internal without a name of ours"),
         # Kinds.
         (replace(SEND, kind="client"), "is producer, not client"),
         (replace(POLL, kind="consumer"), "is client, not consumer"),
