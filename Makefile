@@ -88,6 +88,8 @@ lock: $(UV) ## resolve pyproject.toml again into requirements/*.txt
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 			--no-header --extra $$worker --extra trainer --extra local --extra s3 --extra dev \
 			pyproject.toml -o requirements/$$kind.txt || exit 1; done
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-header requirements/traces.in -o requirements/traces.txt
 
 clean: ## remove .venv and everything under .feedloom
 	@$(BIN)/feedloom kafka stop 2>/dev/null || true

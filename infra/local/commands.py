@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import signal
 import threading
+from typing import Literal
 
 import click
 
 
 @click.command()
 @click.option("--quiet", is_flag=True, help="No progress, only problems.")
-def up(quiet: bool) -> None:
+@click.option("--traces", is_flag=True, help="Run a trace UI too, and send every span to it.")
+@click.option(
+    "--traces-port",
+    default=6006,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Of the trace UI.",
+)
+@click.option(
+    "--spans/--no-spans",
+    default=True,
+    show_default=True,
+    help="Keep span files, for `feedloom trace` and the console.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["vllm", "memory"]),
+    default="vllm",
+    show_default=True,
+    help="The worker's; memory draws words of the prompt, without vLLM.",
+)
+def up(
+    quiet: bool, traces: bool, traces_port: int, spans: bool, engine: Literal["vllm", "memory"]
+) -> None:
     """Run the whole platform in the foreground; Ctrl-C drains and stops all of it.
 
-    Broker, worker, trainer, rollout controller and gateway.
+    Broker, worker, trainer, rollout controller and gateway; with --traces a trace UI, which is
+    installed at the first time into an environment of its own.
     """
-    from infra.local.platform import LocalPlatform
+    from infra.local.platform import LocalPlatform, span_folder
+    from infra.local.trace_ui import TraceUi
     from infra.settings import load_settings
 
     stop = threading.Event()
@@ -33,7 +59,16 @@ def up(quiet: bool) -> None:
     signal.signal(signal.SIGINT, ask_to_stop)
     signal.signal(signal.SIGTERM, ask_to_stop)
     settings = load_settings()
-    with LocalPlatform(settings, say, quiet=quiet, gateway=True) as platform:
+    kept = {"FEEDLOOM_TELEMETRY__SPAN_DIRECTORY": str(span_folder(settings))} if spans else {}
+    with LocalPlatform(
+        settings,
+        say,
+        environment=kept,
+        quiet=quiet,
+        gateway=True,
+        trace_ui=TraceUi(settings.home, port=traces_port) if traces else None,
+        engine=engine,
+    ) as platform:
         started = True
         click.echo('ready. In another terminal: feedloom generate "PROMPT" --stream')
         click.echo(

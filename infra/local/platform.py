@@ -1,7 +1,7 @@
 """The whole platform on this machine, brought up in order and taken down in reverse.
 
 Broker (unless the settings name one), topics, the embedded default model, a worker, a trainer,
-the rollout controller, and the gateway if it is asked for.
+the rollout controller, and the gateway and a trace UI if they are asked for.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from pathlib import Path
+from typing import Literal, Self
 
 from infra.contracts.errors import FatalError
 from infra.kafka.broker import EmbeddedBroker
 from infra.kafka.bus import KafkaBus, resolve_kafka
 from infra.kafka.topics import apply_catalogue
 from infra.local.supervisor import Supervisor, feedloom_command
+from infra.local.trace_ui import TraceUi
 from infra.local.watch import PlatformWatch
 from infra.settings import KafkaSettings, Settings
 
@@ -25,8 +27,17 @@ STOP_MARGIN_S = 15.0
 Say = Callable[[str], None]
 
 
+def span_folder(settings: Settings, home: Path | None = None) -> Path:
+    """Where the processes of a state directory write their spans, unless the settings say."""
+    return settings.telemetry.span_directory or (home or settings.home) / "spans"
+
+
 class LocalPlatform:
-    """Context manager around the broker and its services. ``say`` is told of each step."""
+    """Context manager around the broker and its services. ``say`` is told of each step.
+
+    ``trace_ui``: to run, and to send every service's spans to. ``engine``: the worker's; the memory
+    engine stands in for vLLM where the text does not matter.
+    """
 
     def __init__(
         self,
@@ -36,11 +47,15 @@ class LocalPlatform:
         environment: Mapping[str, str] | None = None,
         quiet: bool = False,
         gateway: bool = False,
+        trace_ui: TraceUi | None = None,
+        engine: Literal["vllm", "memory"] = "vllm",
     ) -> None:
         self.settings = settings
         self._say = say
         self._quiet = quiet
         self._gateway = gateway
+        self._trace_ui = trace_ui
+        self._engine = engine
         self._extra = dict(environment or {})
         self._broker: EmbeddedBroker | None = None
         self._owns_broker = False
@@ -71,6 +86,9 @@ class LocalPlatform:
 
         Raises ConfigurationError when the machine lacks something, FatalError when a part fails.
         """
+        if self._trace_ui is not None:
+            self._trace_ui.check_port()
+            self._trace_ui.install(self._say)
         kafka = self._start_broker()
         self._bus = KafkaBus(kafka)
         changed = apply_catalogue(kafka)
@@ -82,8 +100,11 @@ class LocalPlatform:
             environment=environment,
             stop_timeout_s=self.settings.worker.drain_timeout_s + STOP_MARGIN_S,
         )
+        # First, so that no span of the others is lost; it is the last to be stopped, too.
+        self._start_trace_ui()
         # The worker imports vLLM while the model is built or registered, and waits for it.
-        self._start("worker", ["worker"], user="worker")
+        engine = [] if self._engine == "vllm" else ["--engine", self._engine]
+        self._start("worker", ["worker", *engine], user="worker")
         self._bootstrap(environment)
         self._start("trainer", ["trainer", "run"], user="trainer")
         self._start("rollouts", ["rollouts", "run"], user="rollouts")
@@ -148,7 +169,18 @@ class LocalPlatform:
         if not self._secured:
             # Of a secured one, children find address and password in the home.
             environment["FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap_servers
+        if self._trace_ui is not None:
+            environment |= self._trace_ui.exporters({**os.environ, **environment})
         return environment
+
+    def _start_trace_ui(self) -> None:
+        if self._trace_ui is None:
+            return
+        assert self._supervisor is not None, "start() first"
+        self._supervisor.run("traces", self._trace_ui.command, self._trace_ui.environment())
+        self._say(f"waiting for the trace UI (log: {self.settings.logs}/traces.log)")
+        seconds = self._trace_ui.wait(self.check)
+        self._say(f"traces at {self._trace_ui.url} after {seconds:.0f} s")
 
     def _start(self, name: str, arguments: Sequence[str], *, user: str) -> None:
         """A service; on a secured broker it is ``user``, and has its rights only."""

@@ -105,12 +105,13 @@ class Supervisor:
         self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
     ) -> Child:
         """Start ``feedloom ARGUMENTS...`` with the supervisor's environment and ``environment``."""
-        child = Child(
-            name,
-            feedloom_command(arguments),
-            log=self._logs / f"{name}.log",
-            environment={**self._environment, **(environment or {})},
+        return self.run(
+            name, feedloom_command(arguments), {**self._environment, **(environment or {})}
         )
+
+    def run(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Child:
+        """Start another program, with nothing of the supervisor's environment."""
+        child = Child(name, command, log=self._logs / f"{name}.log", environment=environment)
         self.children.append(child)
         return child
 
