@@ -29,9 +29,9 @@ TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.c2lnbmF0dXJl"
 @pytest.mark.parametrize(
     ("text", "secret"),
     [
-        (f"called with {KEY.text}", KEY.secret),
-        (f"called with {KEY.text[:30]}", KEY.text[17:30]),
-        (f"Authorization: Bearer {KEY.text}", KEY.secret),
+        ("called with KEY", "SECRET"),
+        ("called with CUT", "SECRET"),
+        ("Authorization: Bearer KEY", "SECRET"),
         ("{'authorization': 'bearer c0ffee.c0ffee-c0ffee'}", "c0ffee"),
         ("Authorization: Basic dXNlcjpwYXNzMQ==", "dXNlcjpwYXNzMQ"),
         (f"token {TOKEN}", "c2lnbmF0dXJl"),
@@ -43,6 +43,10 @@ TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.c2lnbmF0dXJl"
     ],
 )
 def test_a_secret_that_slips_in_does_not_get_out(text: str, secret: str) -> None:
+    # Put in here: a test's name must be the same in every process.
+    cut = "CUT" in text
+    text = text.replace("KEY", KEY.text).replace("CUT", KEY.text[:30])
+    secret = secret.replace("SECRET", KEY.text[17:30] if cut else KEY.secret)
     assert secret in text
     shown = without_secrets(text)
     assert secret not in shown
@@ -52,7 +56,7 @@ def test_a_secret_that_slips_in_does_not_get_out(text: str, secret: str) -> None
 @pytest.mark.parametrize(
     "text",
     [
-        f"API keys changed: {KEY.key_id}",
+        "API keys changed: KEY_ID",
         "send an API key or a token as `Authorization: Bearer ...`",
         "bearer credentials and basic understanding are words",
         "needs sasl_password or sasl_password_file",
@@ -62,6 +66,7 @@ def test_a_secret_that_slips_in_does_not_get_out(text: str, secret: str) -> None
     ],
 )
 def test_other_lines_stay_as_they_are(text: str) -> None:
+    text = text.replace("KEY_ID", KEY.key_id)
     assert without_secrets(text) == text
 
 
