@@ -345,6 +345,9 @@ def test_every_client_of_the_platform_takes_its_security_from_the_settings() -> 
         ("infra/kafka/connection.py", "KafkaAdminClient", "client_options(settings)"),
         ("infra/kafka/dead_letters.py", "KafkaConsumer", "client_options(settings)"),
         ("infra/kafka/lag.py", "KafkaAdminClient", "client_options(self._settings)"),
+        ("infra/kafka/partition_lag.py", "KafkaAdminClient", "client_options(self._settings)"),
+        ("infra/kafka/partition_lag.py", "KafkaConsumer", "client_options(self._settings)"),
+        ("infra/kafka/topic_sizes.py", "KafkaAdminClient", "client_options(self._settings)"),
         ("stream_workers/app.py", "App", "broker_credentials"),
         ("stream_workers/transactions.py", "AIOKafkaProducer", "client_options"),
     }
