@@ -7,8 +7,9 @@ context and have no span of their own: there are as many as tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanKind, Tracer
@@ -16,8 +17,16 @@ from opentelemetry.util.types import AttributeValue
 
 from infra.contracts.bus import Record
 from infra.contracts.codec import Headers
+from observability.instruments import (
+    DESTINATION,
+    GROUP,
+    MESSAGES_CONSUMED,
+    MESSAGING_OPERATION,
+    MESSAGING_OPERATION_DURATION,
+    SYSTEM,
+)
 from observability.propagation import extract
-from observability.tracing import span
+from observability.tracing import NO_SPAN, is_recording, span
 
 Attributes = Mapping[str, AttributeValue]
 
@@ -71,6 +80,27 @@ def receive_attributes(topic: str, count: int) -> dict[str, AttributeValue]:
     }
 
 
+def measured(
+    operation: str, topic: str | None = None, *, group: str | None = None
+) -> dict[str, str]:
+    """Attributes of the ``messaging.*`` metrics."""
+    attributes = {SYSTEM: "kafka", MESSAGING_OPERATION: operation}
+    if topic is not None:
+        attributes[DESTINATION] = topic
+    return attributes if group is None else attributes | {GROUP: group}
+
+
+def count_polled(
+    found: Mapping[Any, Sized], took_s: float, *, prefix: str, group: str | None
+) -> None:
+    """What a poll found, records by partition, and how long it took. ``prefix``: of the topics."""
+    poll = measured("poll", group=group)
+    MESSAGING_OPERATION_DURATION.record(took_s, poll)
+    for partition, records in found.items():
+        topic = partition.topic.removeprefix(prefix)
+        MESSAGES_CONSUMED.add(len(records), {**poll, DESTINATION: topic})
+
+
 def sending(
     tracer: Tracer,
     topic: str,
@@ -80,6 +110,8 @@ def sending(
     links: Sequence[Link] = (),
 ) -> AbstractContextManager[Span]:
     """``send TOPIC``, current in the ``with`` block: what is injected there is its context."""
+    if not is_recording():
+        return NO_SPAN
     return span(
         tracer,
         f"send {topic}",
@@ -99,6 +131,8 @@ def processing(
     start_ns: int | None = None,
 ) -> AbstractContextManager[Span]:
     """``process TOPIC``, a child of the record's send. ``start_ns``: epoch, if it began before."""
+    if not is_recording():
+        return NO_SPAN
     return span(
         tracer,
         f"process {record.topic}",
@@ -117,6 +151,8 @@ def committing(
 
     A commit is of many traces, so it has one of its own.
     """
+    if not is_recording():
+        return NO_SPAN
     known = sorted(set(topics))
     attributes: dict[str, AttributeValue] = {
         "messaging.system": "kafka",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
-from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Tracer
+from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from infra.contracts.codec import Headers
@@ -43,7 +43,8 @@ class _NoSpan(AbstractContextManager[Span]):
         return None
 
 
-_NO_SPAN = _NoSpan()
+NO_SPAN = _NoSpan()
+"""For where nothing is recorded."""
 
 
 def span(
@@ -62,7 +63,7 @@ def span(
     Without recording it is the invalid span, and the current context stays as it is.
     """
     if not _recording:
-        return _NO_SPAN
+        return NO_SPAN
     return _recorded(
         tracer.start_as_current_span(
             name,
@@ -84,6 +85,12 @@ def _recorded(started: AbstractContextManager[Span]) -> Iterator[Span]:
         except Exception as error:
             recording.set_attribute("error.type", type(error).__qualname__)
             raise
+
+
+def fail(span: Span, kind: str, message: str) -> None:
+    """What went wrong where no exception leaves the span: ``error.type``, and the status."""
+    span.set_attribute("error.type", kind)
+    span.set_status(StatusCode.ERROR, message)
 
 
 def past(

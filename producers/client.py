@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import msgspec
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Reader, Record, RecordPosition
@@ -37,8 +37,9 @@ from infra.contracts.events import (
 from infra.kafka.bus import connect
 from infra.settings import Settings
 from observability.instruments import MESSAGES_SENT, MESSAGING_OPERATION_DURATION
-from observability.messaging import REQUEST_ID, process_attributes, send_attributes
+from observability.messaging import REQUEST_ID, measured, process_attributes, send_attributes
 from observability.propagation import extract, inject
+from observability.tracing import fail
 from producers.affinity import BoundedLoadRouter
 from producers.errors import ClientClosed
 from producers.handle import GenerationHandle
@@ -200,7 +201,7 @@ class GenerationClient:
             headers.append((codec.DEADLINE_HEADER, str(request.deadline_ms).encode()))
 
         def sent(done: Future[RecordPosition]) -> None:
-            attributes = _sent_attributes(topic)
+            attributes = measured("send", topic)
             error = done.exception()
             if error is None:
                 position = done.result()
@@ -208,8 +209,7 @@ class GenerationClient:
                 span.set_attribute("messaging.kafka.offset", position.offset)
             else:
                 attributes["error.type"] = type(error).__qualname__
-                span.set_attribute("error.type", type(error).__qualname__)
-                span.set_status(StatusCode.ERROR, str(error))
+                fail(span, type(error).__qualname__, str(error))
             span.end()
             MESSAGES_SENT.add(1, attributes)
             MESSAGING_OPERATION_DURATION.record(time.perf_counter() - began, attributes)
@@ -371,14 +371,6 @@ class GenerationClient:
     def _forget(self, handle: GenerationHandle) -> None:
         with self._lock:
             self._open.pop(handle.request.request_id, None)
-
-
-def _sent_attributes(topic: str) -> dict[str, str]:
-    return {
-        "messaging.system": "kafka",
-        "messaging.operation.name": "send",
-        "messaging.destination.name": topic,
-    }
 
 
 def _all_fields(given: SamplingParameters | Mapping[str, Any] | None) -> SamplingParameters:

@@ -7,7 +7,7 @@ import time
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, StatusCode, Tracer
+from opentelemetry.trace import SpanKind, Tracer
 
 from infra.contracts.events import GenerationRequest, GenerationResult
 from observability.generation import (
@@ -18,6 +18,7 @@ from observability.generation import (
     span_name,
 )
 from observability.instruments import CLIENT_DURATION, CLIENT_FIRST_CHUNK
+from observability.tracing import fail
 
 
 class Inference:
@@ -74,8 +75,7 @@ class Inference:
             failure = None if result.error is None else result.error.code
         attributes = metric_attributes(self._request, version)
         if failure is not None:
-            self._span.set_attribute("error.type", failure)
-            self._span.set_status(StatusCode.ERROR, str(error) if error is not None else failure)
+            fail(self._span, failure, failure if error is None else str(error))
             attributes["error.type"] = failure
         if result is not None or error is not None:
             CLIENT_DURATION.record(time.perf_counter() - self._began, attributes, self.context)

@@ -13,7 +13,6 @@ import faust
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers.aiokafka import Producer, Transport
 from opentelemetry import trace
-from opentelemetry.trace import StatusCode
 
 from infra.contracts.bus import Record
 from infra.contracts.catalogue import FEEDBACK, FORGOTTEN, REQUESTS, REQUESTS_BATCH, RESULTS
@@ -29,6 +28,7 @@ from infra.kafka.connection import sasl_password, security_options, tls_context
 from infra.settings import KafkaSettings, WorkerSettings
 from observability.messaging import LINK, REQUEST_ID, links_to, processing
 from observability.propagation import carried
+from observability.tracing import fail
 from stream_workers.consumer import RequestTransport, Stored
 from stream_workers.feedback import Joined, decode_state, encode_state, join
 from stream_workers.sink import KafkaSink
@@ -164,8 +164,7 @@ class FeedbackJoin:
         ) as joining:
             if received is None:
                 assert problem is not None
-                joining.set_attribute("error.type", type(problem).__qualname__)
-                joining.set_status(StatusCode.ERROR, str(problem))
+                fail(joining, type(problem).__qualname__, str(problem))
                 await self._sink.publish_dead_letter(record, problem)
                 return
             following, found = join(state, received, origin=carried(record.headers))

@@ -10,7 +10,7 @@ Group membership, rebalancing, table recovery and every other topic stay Faust's
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sized
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
@@ -20,14 +20,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types import TP
 
 from infra.contracts.bus import Record, TopicPartition
-from observability.instruments import (
-    DESTINATION,
-    GROUP,
-    MESSAGES_CONSUMED,
-    MESSAGING_OPERATION,
-    MESSAGING_OPERATION_DURATION,
-    SYSTEM,
-)
+from observability.messaging import count_polled
 from stream_workers.lag import PartitionLag
 from stream_workers.transactions import Committed, GroupMember
 
@@ -136,7 +129,8 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
         if not fetched or self.should_stop or not self.flow_active:
             return
         transport = self._intake
-        self._measure(fetched, time.monotonic() - began)
+        took_s = time.monotonic() - began
+        count_polled(fetched, took_s, prefix=transport.prefix, group=self.app.conf.id)
         others = {}
         for partition, records in fetched.items():
             tp = ensure_TP(partition)
@@ -156,13 +150,6 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
                 return
             if active is None or tp in active or tp in self._buffered_partitions:
                 yield tp, self._to_message(tp, record)
-
-    def _measure(self, fetched: Mapping[Any, Sized], took_s: float) -> None:
-        poll = {SYSTEM: "kafka", MESSAGING_OPERATION: "poll", GROUP: self.app.conf.id}
-        MESSAGING_OPERATION_DURATION.record(took_s, poll)
-        for partition, records in fetched.items():
-            topic = partition.topic.removeprefix(self._intake.prefix)
-            MESSAGES_CONSUMED.add(len(records), {**poll, DESTINATION: topic})
 
     def member(self) -> GroupMember:
         """Who this consumer is in its group now."""

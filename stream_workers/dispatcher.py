@@ -26,21 +26,18 @@ from infra.contracts.events import GenerationCancellation
 from observability.instruments import (
     ADMISSION_WAIT,
     CLASS,
-    DESTINATION,
     DUPLICATES,
     ERROR_TYPE,
-    GROUP,
-    MESSAGING_OPERATION,
     MESSAGING_PROCESS_DURATION,
     OUTCOME,
     REASON,
     REBALANCES,
     REQUESTS_IN_FLIGHT,
     REQUESTS_QUEUED,
-    SYSTEM,
     TENANT,
     bounded_tenant,
 )
+from observability.messaging import measured
 from stream_workers.admission import Load, Priority, Scheduler, Ticket
 from stream_workers.answered import AnsweredKeys
 from stream_workers.handler import Ended, Prepared, RequestHandler, RequestKey, Resumption
@@ -435,12 +432,7 @@ class Dispatcher:
 
     def _processed(self, job: _Job, problem: BaseException | None) -> None:
         """``problem``: what became of it instead of an answer."""
-        attributes = {
-            SYSTEM: "kafka",
-            MESSAGING_OPERATION: "process",
-            DESTINATION: job.partition.topic,
-            GROUP: self._group,
-        }
+        attributes = measured("process", job.partition.topic, group=self._group)
         if problem is not None:
             attributes[ERROR_TYPE] = type(problem).__qualname__
         MESSAGING_PROCESS_DURATION.record(time.monotonic() - job.taken_s, attributes)

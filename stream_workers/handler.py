@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
 from opentelemetry import trace
-from opentelemetry.trace import Span, StatusCode
+from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from infra.contracts.bus import Record
@@ -38,7 +38,7 @@ from observability.generation import (
     span_name,
 )
 from observability.messaging import REQUEST_ID, processing
-from observability.tracing import is_recording, past, span
+from observability.tracing import fail, is_recording, past, span
 from stream_workers.coalescer import BATCH, ChunkDraft, Coalescer, crowding
 from stream_workers.continuation import continuable
 from stream_workers.engine import (
@@ -260,7 +260,7 @@ class RequestHandler(Generic[R]):
         ) as receiving:
             if request is None:
                 assert prepared.problem is not None
-                _fail(receiving, type(prepared.problem).__qualname__, str(prepared.problem))
+                fail(receiving, type(prepared.problem).__qualname__, str(prepared.problem))
                 return Ended(record=self._sink.dead_letter(prepared.record, prepared.problem))
             past(
                 _TRACER,
@@ -343,7 +343,7 @@ class RequestHandler(Generic[R]):
             await progress.delivery
         measure(result, now_s - prepared.received_s)
         if result.error is not None:
-            _fail(receiving, result.error.code, result.error.message)
+            fail(receiving, result.error.code, result.error.message)
         if self._shadow is not None and progress.route is not None:
             self._shadow.offer(request, result, progress)
         return Ended(
@@ -608,11 +608,6 @@ def _note(
     if captures_content():
         answer = "".join(answers[0].text) if answers else ""
         generating.set_attributes(content_attributes(request, answer))
-
-
-def _fail(span: Span, kind: str, message: str) -> None:
-    span.set_attribute("error.type", kind)
-    span.set_status(StatusCode.ERROR, message)
 
 
 def _can_continue(request: GenerationRequest) -> bool:

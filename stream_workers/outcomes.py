@@ -25,15 +25,11 @@ from infra.contracts.errors import FatalError
 from observability.instruments import (
     COMMIT_DURATION,
     COMMIT_SIZE,
-    DESTINATION,
     ERROR_TYPE,
-    GROUP,
     MESSAGES_SENT,
-    MESSAGING_OPERATION,
     MESSAGING_OPERATION_DURATION,
-    SYSTEM,
 )
-from observability.messaging import committing
+from observability.messaging import committing, measured
 from stream_workers.offsets import OffsetTracker, Position, encode_metadata
 from stream_workers.transactions import (
     Committed,
@@ -265,14 +261,7 @@ class OutcomeLog:
         self._on_commit(bases)
         COMMIT_SIZE.record(len(ours))
         for topic, count in Counter(record.topic for record in records).items():
-            MESSAGES_SENT.add(
-                count,
-                {
-                    SYSTEM: "kafka",
-                    MESSAGING_OPERATION: "send",
-                    DESTINATION: topic.removeprefix(self._prefix),
-                },
-            )
+            MESSAGES_SENT.add(count, measured("send", topic.removeprefix(self._prefix)))
         self.transactions += 1
         self.committed += len(ours)
         self._sending = []
@@ -286,5 +275,5 @@ def _measure(started_s: float, member: GroupMember, error: BaseException | None 
     failed = {} if error is None else {ERROR_TYPE: type(error).__qualname__}
     took_s = time.monotonic() - started_s
     COMMIT_DURATION.record(took_s, failed)
-    operation = {SYSTEM: "kafka", MESSAGING_OPERATION: "commit", GROUP: member.group_id}
-    MESSAGING_OPERATION_DURATION.record(took_s, operation | failed)
+    commit = measured("commit", group=member.group_id)
+    MESSAGING_OPERATION_DURATION.record(took_s, commit | failed)

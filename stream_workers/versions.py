@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 from opentelemetry import trace
-from opentelemetry.trace import StatusCode
 
 from infra.contracts.errors import ConfigurationError, FeedloomError
 from infra.contracts.events import (
@@ -30,7 +29,7 @@ from infra.registry.store import ArtifactStore
 from infra.registry.workers import SILENT_MS, WorkersWatcher
 from infra.rollouts.assignment import cohort
 from observability.instruments import MODEL_KIND, OUTCOME, SWITCH_PAUSE, SWITCHES
-from observability.tracing import span
+from observability.tracing import fail, span
 from stream_workers.adapters import check_fit
 from stream_workers.engine import Engine, EngineDead, SwitchPolicy
 from stream_workers.plan import Plan, obstacle, plan_of, version_name
@@ -246,8 +245,7 @@ class VersionSwitcher:
                 raise
             except FeedloomError as error:
                 self._refused(target, error)
-                switching.set_attribute("error.type", type(error).__qualname__)
-                switching.set_status(StatusCode.ERROR, str(error))
+                fail(switching, type(error).__qualname__, str(error))
                 await self._go_back(served, rollout.switch_policy)
                 return False
             self._serving = target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from time import perf_counter
 from types import TracebackType
@@ -33,15 +33,8 @@ from infra.kafka.connection import (
 )
 from infra.kafka.credentials import Credentials
 from infra.settings import KafkaSettings, Settings
-from observability.instruments import (
-    DESTINATION,
-    ERROR_TYPE,
-    GROUP,
-    MESSAGES_CONSUMED,
-    MESSAGING_OPERATION,
-    MESSAGING_OPERATION_DURATION,
-    SYSTEM,
-)
+from observability.instruments import ERROR_TYPE, MESSAGING_OPERATION_DURATION
+from observability.messaging import count_polled, measured
 
 LINGER_MS = 2
 MAX_BLOCK_MS = 30_000
@@ -281,8 +274,7 @@ class KafkaReader:
         self._consumer = consumer
         self._settings = settings
         self._prefix = settings.topic_prefix
-        self._grouped = group is not None
-        self._measured = {SYSTEM: "kafka"} | ({} if group is None else {GROUP: group})
+        self._group = group
         self._action = f"read {', '.join(self._prefix + topic for topic in topics)}" + (
             "" if group is None else f" as group {group}"
         )
@@ -294,7 +286,8 @@ class KafkaReader:
         with permitted(self._settings, self._action):
             found = self._consumer.poll(timeout_ms=int(1000 * timeout_s), max_records=max_records)
         if found:
-            self._measure(found, perf_counter() - began)
+            took_s = perf_counter() - began
+            count_polled(found, took_s, prefix=self._prefix, group=self._group)
         return [
             Record(
                 topic=record.topic.removeprefix(self._prefix),
@@ -309,19 +302,12 @@ class KafkaReader:
             for record in records
         ]
 
-    def _measure(self, found: Mapping[Any, Sized], took_s: float) -> None:
-        poll = {**self._measured, MESSAGING_OPERATION: "poll"}
-        MESSAGING_OPERATION_DURATION.record(took_s, poll)
-        for partition, records in found.items():
-            topic = partition.topic.removeprefix(self._prefix)
-            MESSAGES_CONSUMED.add(len(records), {**poll, DESTINATION: topic})
-
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Store next-to-read offsets, and wait until they are stored.
 
         Raises RetryableError, or AccessRefused or LoginRefused, which no retry mends.
         """
-        if not self._grouped:
+        if self._group is None:
             raise RuntimeError("a reader without a group has nowhere to commit to")
         stored = {
             KafkaPartition(self._prefix + position.topic, position.partition): (
@@ -329,7 +315,7 @@ class KafkaReader:
             )
             for position, offset in offsets.items()
         }
-        began, attributes = perf_counter(), {**self._measured, MESSAGING_OPERATION: "commit"}
+        began, attributes = perf_counter(), measured("commit", group=self._group)
         try:
             with permitted(self._settings, self._action):
                 self._consumer.commit(stored)
@@ -349,7 +335,7 @@ class KafkaReader:
 
     def seek_since(self, timestamp_ms: int) -> Mapping[TopicPartition, int]:
         """Read next what was written at or after a moment; returns the present ends."""
-        if self._grouped:
+        if self._group is not None:
             raise RuntimeError("a group says where its members read")
         with permitted(self._settings, self._action):
             assigned = self._consumer.assignment()

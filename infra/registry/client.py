@@ -115,7 +115,8 @@ def change_rollout(
 
     watcher.callbacks.append(look)
     try:
-        publish_rollout(publisher, event, links=watcher.links(event.model, *_versions(event)))
+        links = watcher.links(event.model, event.candidate or event.stable)
+        publish_rollout(publisher, event, links=links)
         watcher.catch_up()
     finally:
         watcher.callbacks.remove(look)
@@ -133,10 +134,6 @@ def change_rollout(
             f"{other.stable}; this change, to {event.stable}, came later and stands"
         )
     return event
-
-
-def _versions(event: RolloutChanged) -> list[str]:
-    return [event.stable if event.candidate is None else event.candidate]
 
 
 class RegistryWatcher:
