@@ -12,8 +12,9 @@ REQUIREMENTS := requirements/$(ACCELERATOR).txt
 UV := .feedloom/tools/bin/uv
 STAMP := .venv/.installed-$(ACCELERATOR)
 BIN := .venv/bin
+OTELCOL := .feedloom/otelcol/otelcol
 
-.PHONY: help setup demo browser promtool test lint format bench lock clean
+.PHONY: help setup demo browser prometheus drills test lint format bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,25 +50,37 @@ browser:
 		echo "no chromium on PATH: the console's tests will fail; on Debian or Ubuntu: sudo apt-get install chromium" >&2; \
 	fi
 
-# The alert rules are tested by Prometheus' own tool. Debian's package would also start a server.
-promtool:
-	@command -v promtool >/dev/null || \
+# The alert rules are tested by Prometheus' own tool, and in drills by its server. Debian's package
+# would also start one.
+prometheus:
+	@{ command -v promtool && command -v prometheus; } >/dev/null || \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "==> promtool, for the alert rules' tests"; \
+		echo "==> Prometheus, for the alert rules' tests"; \
 		apt-get update -qq && dir=$$(mktemp -d) && cd "$$dir" && \
 		apt-get -o APT::Sandbox::User=root download -qq prometheus >/dev/null && \
-		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --directory / ./usr/bin/promtool && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | \
+			tar -x --directory / ./usr/bin/promtool ./usr/bin/prometheus && \
 		rm -r "$$dir"; \
 	else \
-		echo "no promtool on PATH: the alert rules' tests will fail; on Debian or Ubuntu: sudo apt-get install prometheus" >&2; \
+		echo "no Prometheus on PATH: the alert rules' tests will fail; on Debian or Ubuntu: sudo apt-get install prometheus" >&2; \
 	fi
+
+# The collector of the parts that its configuration names, for the drills.
+$(OTELCOL): infra/deploy/observability/otelcol.yaml
+	@command -v go >/dev/null || { \
+		echo "no go on PATH (1.21 or later), which builds the collector for the drills" >&2; exit 1; }
+	@echo "==> the OpenTelemetry Collector, from its Go modules (some minutes, once)"
+	@go run go.opentelemetry.io/collector/cmd/builder@v0.161.0 --config $<
 
 # Two at a time, save those that need the broker or every core for the engine. Pytest ends with 5
 # where ARGS select nothing: of one half that is well.
-test: $(STAMP) browser promtool ## run the whole suite (ARGS go to pytest)
+test: $(STAMP) browser prometheus ## run the whole suite (ARGS go to pytest)
 	@$(BIN)/python -m pytest -m "not (kafka or vllm)" -n 2 --dist loadfile $(ARGS); alone=$$?; \
 	$(BIN)/python -m pytest -m "kafka or vllm" $(ARGS); real=$$?; \
 	case "$$alone $$real" in "0 0"|"0 5"|"5 0") ;; *) exit 1;; esac
+
+drills: $(STAMP) prometheus $(OTELCOL) ## ten faults on a live platform, each with its alert (half an hour)
+	@$(BIN)/python -m pytest tests/drills $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff format --check .

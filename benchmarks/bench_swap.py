@@ -203,6 +203,7 @@ async def in_process(
         worker_id="bench",
         report=lambda _: None,
         in_flight=lambda: STREAMS,
+        queued=lambda: 0,
         now_ms=lambda: time.time_ns() // 1_000_000,
     )
     streams = Streams(engine, switcher)

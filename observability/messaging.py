@@ -19,8 +19,10 @@ from infra.contracts.bus import Record
 from infra.contracts.codec import Headers
 from observability.instruments import (
     DESTINATION,
+    ERROR_TYPE,
     GROUP,
     MESSAGES_CONSUMED,
+    MESSAGES_SENT,
     MESSAGING_OPERATION,
     MESSAGING_OPERATION_DURATION,
     SYSTEM,
@@ -99,6 +101,15 @@ def count_polled(
     for partition, records in found.items():
         topic = partition.topic.removeprefix(prefix)
         MESSAGES_CONSUMED.add(len(records), {**poll, DESTINATION: topic})
+
+
+def count_sent(topic: str, took_s: float, *, error: BaseException | None = None) -> None:
+    """A record that the broker has, or did not take. ``topic``: without its prefix."""
+    attributes = measured("send", topic)
+    if error is not None:
+        attributes[ERROR_TYPE] = type(error).__qualname__
+    MESSAGES_SENT.add(1, attributes)
+    MESSAGING_OPERATION_DURATION.record(took_s, attributes)
 
 
 def sending(

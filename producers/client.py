@@ -36,8 +36,7 @@ from infra.contracts.events import (
 )
 from infra.kafka.bus import connect
 from infra.settings import Settings
-from observability.instruments import MESSAGES_SENT, MESSAGING_OPERATION_DURATION
-from observability.messaging import REQUEST_ID, measured, process_attributes, send_attributes
+from observability.messaging import REQUEST_ID, process_attributes, send_attributes
 from observability.propagation import extract, inject
 from observability.tracing import fail
 from producers.affinity import BoundedLoadRouter
@@ -189,7 +188,6 @@ class GenerationClient:
     ) -> Future[RecordPosition]:
         """The span ends when the broker has the record, and says where."""
         key = affinity_key or request.request_id
-        began = time.perf_counter()
         span = tracer.start_span(
             f"send {topic}",
             handle.inference.context,
@@ -201,18 +199,14 @@ class GenerationClient:
             headers.append((codec.DEADLINE_HEADER, str(request.deadline_ms).encode()))
 
         def sent(done: Future[RecordPosition]) -> None:
-            attributes = measured("send", topic)
             error = done.exception()
             if error is None:
                 position = done.result()
                 span.set_attribute("messaging.destination.partition.id", str(position.partition))
                 span.set_attribute("messaging.kafka.offset", position.offset)
             else:
-                attributes["error.type"] = type(error).__qualname__
                 fail(span, type(error).__qualname__, str(error))
             span.end()
-            MESSAGES_SENT.add(1, attributes)
-            MESSAGING_OPERATION_DURATION.record(time.perf_counter() - began, attributes)
 
         try:
             future = self._publisher.publish(

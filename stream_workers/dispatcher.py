@@ -38,6 +38,8 @@ from observability.instruments import (
     bounded_tenant,
 )
 from observability.messaging import measured
+from observability.propagation import extract
+from observability.tracing import is_recording
 from stream_workers.admission import Load, Priority, Scheduler, Ticket
 from stream_workers.answered import AnsweredKeys
 from stream_workers.handler import Ended, Prepared, RequestHandler, RequestKey, Resumption
@@ -435,7 +437,9 @@ class Dispatcher:
         attributes = measured("process", job.partition.topic, group=self._group)
         if problem is not None:
             attributes[ERROR_TYPE] = type(problem).__qualname__
-        MESSAGING_PROCESS_DURATION.record(time.monotonic() - job.taken_s, attributes)
+        # Its exemplar leads to the request's trace.
+        context = extract(job.prepared.record.headers) if is_recording() else None
+        MESSAGING_PROCESS_DURATION.record(time.monotonic() - job.taken_s, attributes, context)
 
     def _check(self, task: asyncio.Task[int] | asyncio.Task[None]) -> bool:
         """Whether it came to no end. An error is fatal."""

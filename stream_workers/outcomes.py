@@ -199,12 +199,10 @@ class OutcomeLog:
         try:
             await self._commit(member)
         except OwnershipLost as error:
-            _measure(started, member, error)
             _LOG.warning("the group has moved on: %s", error)
             self._member = None
             self._return_unsent()
         except TransactionFailed as error:
-            _measure(started, member, error)
             self._failing_since = self._failing_since or started
             if self.failing_s > self._give_up_s:
                 raise CommitsFail(f"no commit in {self._give_up_s:.0f} s: {error}") from error
@@ -213,7 +211,6 @@ class OutcomeLog:
             await asyncio.sleep(RETRY_S)
         else:
             self._failing_since = None
-            _measure(started, member)
 
     def _return_unsent(self) -> None:
         self._waiting.extendleft(reversed(self._sending))
@@ -257,7 +254,13 @@ class OutcomeLog:
                 group=member.group_id,
             )
         ):
-            await self._writer.commit(records, offsets, member)
+            started = time.monotonic()
+            try:
+                await self._writer.commit(records, offsets, member)
+            except (OwnershipLost, TransactionFailed) as error:
+                _measure(started, member, error)
+                raise
+            _measure(started, member)
         self._on_commit(bases)
         COMMIT_SIZE.record(len(ours))
         for topic, count in Counter(record.topic for record in records).items():

@@ -246,6 +246,7 @@ async def run_worker(
             worker_id=worker_id,
             report=events.status,
             in_flight=lambda: handler.in_flight,
+            queued=lambda: scheduler.queued,
             now_ms=_now_ms,
             max_adapter_rank=options.max_adapter_rank,
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
+from aiokafka.errors import KafkaError
 from opentelemetry import trace
 
 from infra.contracts.bus import Record
@@ -19,13 +21,14 @@ from infra.contracts.events import (
     GenerationRequest,
     GenerationResult,
 )
-from observability.instruments import DEAD_LETTERS, DESTINATION, ERROR_TYPE
-from observability.messaging import REQUEST_ID, sending
+from observability.instruments import DEAD_LETTERS, DESTINATION, ERROR_TYPE, MESSAGES_SENT
+from observability.messaging import REQUEST_ID, count_sent, measured, sending
 from observability.propagation import forward, inject
 from observability.tracing import is_recording
 from stream_workers.transactions import Outgoing
 
 _TRACER = trace.get_tracer("feedloom.stream_workers")
+_CHUNKS = measured("send", CHUNKS.name)
 
 SOURCE_HEADER = "feedloom.source"
 """``topic/partition/offset`` of the request a chunk answers: how a new owner finds its chunks."""
@@ -72,6 +75,7 @@ class KafkaSink:
         headers = self._headers(chunk, event_id, source.headers)
         origin = f"{source.topic}/{source.partition}/{source.offset}"
         headers.append((SOURCE_HEADER, origin.encode()))
+        MESSAGES_SENT.add(1, _CHUNKS)
         return await self._producer.send(
             self._prefix + CHUNKS.name,
             chunk.request_id.encode(),
@@ -115,11 +119,7 @@ class KafkaSink:
     async def publish_dead_letter(self, record: Record, error: BaseException) -> None:
         """For topics without a transaction; returns once the broker has it."""
         letter = self.dead_letter(record, error)
-        await (
-            await self._producer.send(
-                letter.topic, letter.key, letter.value, None, None, list(letter.headers)
-            )
-        )
+        await self._sent(f"{record.topic}.dlq", letter.key, letter.value, list(letter.headers))
 
     async def example(self, example: FeedbackExample, source: Record) -> None:
         """Returns once the broker has it."""
@@ -138,16 +138,24 @@ class KafkaSink:
             key=event.request_id,
             attributes={REQUEST_ID: event.request_id},
         ):
-            await (
-                await self._producer.send(
-                    self._prefix + EXAMPLES.name,
-                    event.request_id.encode(),
-                    value,
-                    None,
-                    None,
-                    self._headers(event, uuid.uuid4().hex, source.headers),
-                )
+            await self._sent(
+                EXAMPLES.name,
+                event.request_id.encode(),
+                value,
+                self._headers(event, uuid.uuid4().hex, source.headers),
             )
+
+    async def _sent(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
+    ) -> None:
+        """Returns once the broker has it. ``topic``: without the prefix."""
+        began = time.perf_counter()
+        try:
+            await (await self._producer.send(self._prefix + topic, key, value, None, None, headers))
+        except KafkaError as error:
+            count_sent(topic, time.perf_counter() - began, error=error)
+            raise
+        count_sent(topic, time.perf_counter() - began)
 
     def _headers(self, event: Event, event_id: str, source: Headers) -> list[tuple[str, bytes]]:
         headers = event_headers(event, event_id=event_id, source=self._source)

@@ -94,7 +94,7 @@ class VersionSwitcher:
 
     ``base`` are the weights that the engine was built with, from ``path``; an adapter that is
     stable is loaded by the first ``reconcile``. ``report`` publishes a status; ``in_flight`` counts
-    running requests.
+    running requests, ``queued`` those that wait to run.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class VersionSwitcher:
         worker_id: str,
         report: Callable[[WorkerStatusReported], None],
         in_flight: Callable[[], int],
+        queued: Callable[[], int],
         now_ms: Callable[[], int],
         max_adapter_rank: int = 16,
     ) -> None:
@@ -121,6 +122,7 @@ class VersionSwitcher:
         self._worker_id = worker_id
         self._report = report
         self._in_flight = in_flight
+        self._queued = queued
         self._now_ms = now_ms
         self._max_adapter_rank = max_adapter_rank
         self._state: WorkerState = "starting"
@@ -154,6 +156,8 @@ class VersionSwitcher:
                 last_switch=self._last,
                 failure=self._failure,
                 loaded={served.model: tuple(loaded)},
+                in_flight=self._in_flight(),
+                queued=self._queued(),
             )
         )
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-SCHEMA_VERSION = "1.7"
+SCHEMA_VERSION = "1.8"
 
 Identifier = Annotated[str, Meta(min_length=1, max_length=256)]
 EpochMs = Annotated[int, Meta(ge=0)]
@@ -538,7 +538,9 @@ class WorkerStatusReported(Event, frozen=True, kw_only=True, tag="WorkerStatusRe
     """What a worker serves now. Key: worker id. ``versions`` maps model to the serving version.
 
     ``loaded`` maps model to all that can serve there, an experiment's candidate among them.
-    ``failure`` is the reason the last switch was refused, when it was.
+    ``failure`` is the reason the last switch was refused, when it was. ``in_flight`` requests are
+    being answered and ``queued`` ones were taken and wait for room in the engine; ``None`` from a
+    worker older than these fields.
     """
 
     worker_id: Identifier
@@ -548,6 +550,8 @@ class WorkerStatusReported(Event, frozen=True, kw_only=True, tag="WorkerStatusRe
     last_switch: VersionSwitch | None = None
     failure: str | None = None
     loaded: dict[str, tuple[str, ...]] = {}
+    in_flight: Count | None = None
+    queued: Count | None = None
 
 
 class AdmissionAsked(Event, frozen=True, kw_only=True, tag="AdmissionAsked"):

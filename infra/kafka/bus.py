@@ -34,7 +34,7 @@ from infra.kafka.connection import (
 from infra.kafka.credentials import Credentials
 from infra.settings import KafkaSettings, Settings
 from observability.instruments import ERROR_TYPE, MESSAGING_OPERATION_DURATION
-from observability.messaging import count_polled, measured
+from observability.messaging import count_polled, count_sent, measured
 
 LINGER_MS = 2
 MAX_BLOCK_MS = 30_000
@@ -219,11 +219,16 @@ class KafkaPublisher:
         """
         future: Future[RecordPosition] = Future()
 
+        began = perf_counter()
+
         def written(metadata: Any) -> None:
+            count_sent(topic, perf_counter() - began)
             future.set_result(RecordPosition(topic, metadata.partition, metadata.offset))
 
         def failed(error: BaseException) -> None:
-            future.set_exception(self._failure(topic, error))
+            failure = self._failure(topic, error)
+            count_sent(topic, perf_counter() - began, error=failure)
+            future.set_exception(failure)
 
         try:
             pending = self._producer.send(

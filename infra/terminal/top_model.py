@@ -1,7 +1,7 @@
 """The platform as its topics tell it now: a fold of records and readings into a frame. Pure.
 
-Knows of a request only its result: what is in flight is told by the offsets of the workers' group,
-which move when a request has been answered.
+Knows of a request only its result: what is not answered is told by the offsets of the workers'
+group, which move when a request has been answered, and by what the workers report.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRow:
-    """A worker's newest report, and what it answered in the window."""
+    """A worker's newest report, and what it answered in the window.
+
+    ``in_flight`` and ``queued`` are as of the report; ``None``: an older worker does not say.
+    """
 
     worker_id: str
     state: str
@@ -73,6 +76,8 @@ class WorkerRow:
     tokens_per_s: float
     last_pause_ms: float | None
     failure: str | None
+    in_flight: int | None
+    queued: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +328,8 @@ class TopModel:
                 tokens_per_s=tokens[worker_id] / self._window_s,
                 last_pause_ms=None if one.last_switch is None else one.last_switch.pause_ms,
                 failure=one.failure,
+                in_flight=one.in_flight,
+                queued=one.queued,
             )
 
     def _arms(self, window: Sequence[_Ended]) -> Iterable[ArmRow]:

@@ -57,8 +57,8 @@ def page(frame: Frame) -> RenderableType:
         _table(
             "workers",
             (
-                *("WORKER", "STATE", "HEARD", "SERVING", "REQUESTS/S", "TOKENS/S", "PAUSE"),
-                "LAST FAILURE",
+                *("WORKER", "STATE", "HEARD", "SERVING", "IN FLIGHT", "QUEUED", "REQUESTS/S"),
+                *("TOKENS/S", "PAUSE", "LAST FAILURE"),
             ),
             [_worker(one) for one in frame.workers],
             "no worker has reported",
@@ -143,12 +143,18 @@ def _table(
     return Group(heading, table)
 
 
+def _count(number: int | None) -> str:
+    return NONE if number is None else f"{number:,}"
+
+
 def _worker(one: WorkerRow) -> tuple[RenderableType, ...]:
     return (
         one.worker_id,
         _state(one.state, one.silent),
         f"{ago(one.age_s)} ago",
         ", ".join(one.serving) or NONE,
+        _count(one.in_flight),
+        _count(one.queued),
         f"{one.requests_per_s:,.1f}",
         f"{one.tokens_per_s:,.0f}",
         milliseconds(one.last_pause_ms),

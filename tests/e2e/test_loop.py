@@ -212,6 +212,22 @@ def _check_telemetry(collector: OtlpReceiver, handles: list[GenerationHandle]) -
     assert problems == set()
     recorded = {metric.name for metric in collector.metrics}
     assert recorded >= {"gen_ai.server.time_to_first_token", "feedloom.worker.lag"}
+    # From what was slow to whose request it was, or to the commit.
+    ours = {handle.trace_id for handle in handles}
+    commits = {span.trace_id for span in traces.named("commit generation.requests")}
+    for name, shown in (
+        ("gen_ai.server.time_to_first_token", ours),
+        ("messaging.process.duration", ours),
+        ("feedloom.worker.commit.duration", commits),
+    ):
+        found = {
+            exemplar.trace_id
+            for metric in collector.metrics
+            if metric.name == name
+            for point in metric.points
+            for exemplar in point.exemplars
+        }
+        assert found & shown, name
     lines = [str(log.body) for log in collector.logs]
     assert lines
     assert not any(EDIT in line for line in lines)

@@ -84,7 +84,15 @@ class Workers:
 
     def start(self, *, token_interval_s: float = 0.001, **settings: object) -> Child:
         """``settings`` of the worker section. Returns once it is ready."""
-        name = f"worker-{len(self.children)}"
+        child = self.launch(token_interval_s=token_interval_s, **settings)
+        self.wait_ready(child)
+        return child
+
+    def launch(
+        self, *, name: str = "", token_interval_s: float = 0.001, **settings: object
+    ) -> Child:
+        """Like ``start``, which names it by its number; returns at once."""
+        name = name or f"worker-{len(self.children)}"
         chosen = {"session_timeout_s": 6, "pin_cores": False, **settings}
         child = Child(
             name,
@@ -101,8 +109,11 @@ class Workers:
             },
         )
         self.children.append(child)
-        self.wait(f"{name} to be ready", lambda: self._state(name) == "ready", 180)
         return child
+
+    def wait_ready(self, child: Child) -> None:
+        """Until it says so on its topic."""
+        self.wait(f"{child.name} to be ready", lambda: self._state(child.name) == "ready", 240)
 
     def _state(self, name: str) -> str | None:
         report = self.watch.workers.get(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from infra.contracts import catalogue
 from infra.contracts.events import SamplingParameters
@@ -21,17 +22,25 @@ STALLED = "feedloom_worker_partition_stalled_seconds"
 Series = dict[tuple[str, str], float]
 
 
-def scraped(log: Path, metric: str) -> Series:
-    """A metric by topic and partition, from the endpoint that the log names."""
+def samples(log: Path, metric: str) -> list[Sample]:
+    """Of a metric, from the endpoint that the log names."""
     (url,) = re.findall(r"metrics at (http://\S+)", log.read_text())
+    return [
+        sample
+        for family in text_string_to_metric_families(httpx.get(url).text)
+        for sample in family.samples
+        if sample.name == metric
+    ]
+
+
+def scraped(log: Path, metric: str) -> Series:
+    """A metric by topic and partition."""
     return {
         (
             sample.labels["messaging_destination_name"],
             sample.labels["messaging_destination_partition_id"],
         ): sample.value
-        for family in text_string_to_metric_families(httpx.get(url).text)
-        for sample in family.samples
-        if sample.name == metric
+        for sample in samples(log, metric)
     }
 
 
@@ -63,6 +72,13 @@ def test_lag_is_seen_while_the_worker_is_busy_and_goes_with_the_partition(
         for handle in handles:
             client.cancel(handle.request.request_id)
         workers.wait("nothing that waits", lambda: set(lags().values()) == {0}, 120)
+    sent = {
+        sample.labels["messaging_destination_name"]: sample.value
+        for sample in samples(logs[0], "messaging_client_sent_messages_total")
+    }
+    assert sent[catalogue.RESULTS.name] == 40
+    assert sent[catalogue.CHUNKS.name] >= 1
+    assert sent[catalogue.WORKERS.name] >= 2
     logs.append(workers.start().log)
     workers.wait("each partition at one of them", lambda: shared_out(lags(0), lags(1), partitions))
 

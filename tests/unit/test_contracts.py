@@ -226,6 +226,8 @@ SAMPLES: tuple[Event, ...] = (
             in_flight=3,
         ),
         loaded={"default": ("1", "2")},
+        in_flight=32,
+        queued=4,
     ),
     AdmissionAsked(
         tenant="acme",

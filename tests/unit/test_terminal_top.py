@@ -210,6 +210,7 @@ def test_each_worker_has_what_it_answered_and_its_last_pause() -> None:
     first, second = model.frame(NOW).workers
     assert (first.requests_per_s, first.tokens_per_s, first.last_pause_ms) == (0.2, 24.0, 25.0)
     assert (second.tokens_per_s, second.failure) == (5.0, "no such file")
+    assert (second.in_flight, second.queued) == (None, None)
 
 
 @pytest.mark.parametrize(("state", "weights"), [("canary", [0.75, 0.25]), ("shadow", [1.0, 0.25])])
@@ -306,7 +307,7 @@ def busy() -> TopModel:
     gateway = GatewayStatusReported(
         gateway_id="g1", state="ready", reply_partition=3, reported_at_ms=NOW - 2000, url="http://g"
     )
-    model.apply(record(catalogue.WORKERS.name, worker(), key="w1"))
+    model.apply(record(catalogue.WORKERS.name, worker(in_flight=32, queued=7), key="w1"))
     model.apply(record(catalogue.GATEWAYS.name, gateway, key="g1"))
     model.apply(record(catalogue.REGISTRY.name, version("1")))
     model.apply(record(catalogue.ROLLOUTS.name, rollout()))
@@ -326,7 +327,8 @@ def test_the_page_shows_every_section_within_the_terminal(width: int) -> None:
         rows = {tuple(line.split()) for line in lines}
         assert ("feedloom-workers", REQUESTS, "11", "1", "(8)") in rows
         assert ("b", "2", "8", "0") in rows
-        assert ("w1", "ready", "4", "s", "ago", "default@1", "0.5", "60", "-", "-") in rows
+        figures = ("32", "7", "0.5", "60", "-", "-")
+        assert ("w1", "ready", "4", "s", "ago", "default@1", *figures) in rows
         assert ("default", "1", "stable", "100", "%", "steady", "30", "60", "40.0", "ms") in rows
         assert ("g1", "ready", "2", "s", "ago", "partition", "3", "http://g") in rows
         assert ("generation.requests.dlq", "4") in rows

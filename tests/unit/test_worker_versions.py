@@ -120,7 +120,8 @@ class Worker:
             path=place.store.resolve(base),
             worker_id=name,
             report=self.said.append,
-            in_flight=lambda: 0,
+            in_flight=lambda: 3,
+            queued=lambda: 4,
             now_ms=lambda: 7,
         )
 
@@ -238,6 +239,7 @@ def test_a_promoted_adapter_serves_everybody(tmp_path: Path) -> None:
         # Room for two: what was wanted longest ago went first.
         assert worker.engine.adapters == ("m@2", "m@5")
         assert worker.said[-1].versions == {"m": "5"}
+        assert (worker.said[-1].in_flight, worker.said[-1].queued) == (3, 4)
         last = worker.said[-1].last_switch
         assert last is not None
         assert (last.from_version, last.to_version) == ("2", "5")

@@ -1,0 +1,38 @@
+"""One broker, one collector and one Prometheus for all drills."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from infra.kafka.broker import EmbeddedBroker
+from tests.conftest import ROOT
+from tests.drills.observatory import Observatory
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """A drill stops it, so it is no other test's."""
+    home = tmp_path_factory.mktemp("kafka-home")
+    jars = ROOT / ".feedloom" / "kafka" / "lib"
+    jars.mkdir(parents=True, exist_ok=True)
+    (home / "kafka").mkdir()
+    (home / "kafka" / "lib").symlink_to(jars, target_is_directory=True)
+    started = EmbeddedBroker(home)
+    try:
+        started.start(attached=True)
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="session")
+def observatory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observatory]:
+    with (
+        Observatory(tmp_path_factory.mktemp("observatory")) as started,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        for name, value in started.environment.items():
+            environment.setenv(name, value)
+        yield started

@@ -1,0 +1,401 @@
+"""Ten faults on a live platform: each raises its alert, whose runbook names the cause.
+
+The faults, their alerts and how soon those must come are the table in
+``docs/operations/README.md``. Real broker, real vLLM, real trainers, and the shipped rules in a
+real Prometheus. Drills that take minutes run side by side; series are told apart by worker, model
+and topic.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from infra.contracts import catalogue
+from infra.contracts.events import ChatMessage, ModelVersionPublished, SamplingParameters
+from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.bus import KafkaBus
+from infra.kafka.topics import apply_catalogue
+from infra.local.supervisor import Child, feedloom_command
+from infra.registry.client import RegistryWatcher, change_rollout, publish_version
+from infra.registry.store import ArtifactStore
+from infra.registry.transitions import tried
+from infra.settings import KafkaSettings
+from producers.client import GenerationClient
+from tests import learning
+from tests.conftest import PARTITIONS, ROOT, WORDS, Weights
+from tests.drills.observatory import Observatory
+from tests.integration.conftest import Gateways, Workers
+
+pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+OPERATIONS = ROOT / "docs" / "operations"
+ROW = re.compile(
+    r"^\| (?P<number>\d+) \| (?P<fault>[^|]+) \| [^|]+ \| (?P<alerts>[^|]+) "
+    r"\| (?P<minutes>\d+) min \|$",
+    re.MULTILINE,
+)
+EXAMPLES = 24
+LONG = SamplingParameters(max_tokens=200, temperature=0.0, ignore_eos=True)
+
+
+@dataclass
+class Drills:
+    """What the table asks for, and what came of it: by number, seconds from fault to alert."""
+
+    observatory: Observatory
+    rows: Mapping[int, re.Match[str]]
+    took: dict[int, float] = field(default_factory=dict)
+
+    def expect(
+        self, number: int, since: float, cause: str, *, alert: str = "", **labels: str
+    ) -> None:
+        """The alert fires after ``since``, and its runbook's causes have ``cause``.
+
+        ``alert``: which of the row's alerts; else it has one alone. Waits for twice the time that
+        the table allows: machines are slow.
+        """
+        row = self.rows[number]
+        named = re.findall(r"Feedloom\w+", row["alerts"])
+        alert = alert or named[0]
+        assert alert in named
+        limit = time.time() + 2 * 60 * int(row["minutes"])
+        while (fired := self.observatory.first_fired(alert, labels)) is None:
+            assert time.time() < limit, f"{alert} {labels} did not fire"
+            time.sleep(0.5)
+        assert fired >= since, f"{alert} fired before the fault"
+        self.took.setdefault(number, fired - since)
+        (page,) = [
+            path for path in OPERATIONS.glob("*.md") if path.read_text().startswith(f"# {alert}\n")
+        ]
+        causes = page.read_text().partition("\n## Likely causes\n")[2].partition("\n## ")[0]
+        assert cause in causes
+
+    def show(self) -> str:
+        """A table."""
+        lines = [
+            f"{number:2}  {self.took[number]:5.0f} s  of {row['minutes']} min  {row['fault']}"
+            for number, row in self.rows.items()
+            if number in self.took
+        ]
+        return "\n".join(["fault to alert", *lines])
+
+
+@pytest.fixture(scope="module")
+def drills(observatory: Observatory, pytestconfig: pytest.Config) -> Iterator[Drills]:
+    found = ROW.finditer((OPERATIONS / "README.md").read_text().partition("\n## Drills\n")[2])
+    made = Drills(observatory, {int(row["number"]): row for row in found})
+    assert sorted(made.rows) == list(range(1, 11))
+    yield made
+    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"\n{made.show()}")
+
+
+def deployment(broker: EmbeddedBroker, prefix: str) -> tuple[KafkaSettings, KafkaBus]:
+    """Topics of its own."""
+    status = broker.status()
+    assert status is not None
+    kafka = KafkaSettings(bootstrap_servers=status.bootstrap_servers, topic_prefix=prefix)
+    apply_catalogue(kafka, partitions=PARTITIONS)
+    return kafka, KafkaBus(kafka)
+
+
+@dataclass
+class Stage:
+    """Everything that runs before the first fault."""
+
+    words: Workers
+    """Two workers with the memory engine, and a gateway in front of them."""
+    gateway: str
+    key: str
+    vllm: Workers
+    """Two, and a rollout controller."""
+    vllm_home: Path
+    trainers: dict[str, Trainer]
+    """By model."""
+
+    def check(self) -> None:
+        """Raises ChildStopped if something ended by itself."""
+        for child in (
+            *(*self.words.children, *self.vllm.children),
+            *(one.child for one in self.trainers.values()),
+        ):
+            if child.exit_status not in (None, -signal.SIGKILL):
+                child.check()
+
+
+class Trainer:
+    """A trainer of a tiny model, in a deployment of its own; waits for feedback."""
+
+    def __init__(self, broker: EmbeddedBroker, home: Path, model: str, **options: object) -> None:
+        kafka, self.bus = deployment(broker, f"{model}.")
+        settings = learning.settings_at(home, kafka)
+        learning.register(settings, self.bus, learning.prepare(settings), model=model)
+        self._model = model
+        chosen = {"model": model, "min_examples": EXAMPLES, "lora_rank": 0, **options}
+        self.child = Child(
+            model,
+            feedloom_command(["trainer", "run"]),
+            log=home / "trainer.log",
+            environment={
+                **within(home, kafka),
+                "FEEDLOOM_TRAINER__BLOCK_SIZE": "32",
+                "FEEDLOOM_TRAINER__THREADS": "1",
+                **{f"FEEDLOOM_TRAINER__{key.upper()}": str(value) for key, value in chosen.items()},
+            },
+        )
+
+    def feed(self) -> None:
+        """As much feedback as a round takes."""
+        learning.send(self.bus, learning.feedback(EXAMPLES, model=self._model))
+
+
+def within(home: Path, kafka: KafkaSettings) -> dict[str, str]:
+    """For a child's environment."""
+    return {
+        "FEEDLOOM_HOME": str(home),
+        "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers or "",
+        "FEEDLOOM_KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
+    }
+
+
+@pytest.fixture(scope="module")
+def stage(
+    observatory: Observatory,
+    broker: EmbeddedBroker,
+    weights: Weights,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Stage]:
+    with ExitStack() as running:
+        vllm_home, home = tmp_path_factory.mktemp("vllm"), tmp_path_factory.mktemp("words")
+        kafka, bus = deployment(broker, "vllm.")
+        vllm = Workers(bus, kafka, vllm_home, weights.first)
+        running.callback(vllm.close)
+        slow = [vllm.launch(name=name, kv_cache_gb=0.25) for name in ("vllm-1", "vllm-2")]
+        controller = Child(
+            "controller",
+            feedloom_command(["rollouts", "run", "--interval", "1"]),
+            log=vllm_home / "controller.log",
+            environment=within(vllm_home, kafka),
+        )
+        running.callback(controller.stop, 30)
+        trainers = {
+            "killed": Trainer(
+                broker, tmp_path_factory.mktemp("killed"), "killed", num_train_epochs=100_000
+            ),
+            "forgetful": Trainer(
+                broker,
+                tmp_path_factory.mktemp("forgetful"),
+                "forgetful",
+                learning_rate=0.05,
+                warmup_steps=0,
+                replay_fraction=0,
+                adapt_replay=False,
+                num_train_epochs=20,
+            ),
+        }
+        for one in trainers.values():
+            running.callback(one.child.stop, 30)
+        kafka, bus = deployment(broker, "words.")
+        words = Workers(bus, kafka, home)
+        running.callback(words.close)
+        quick = [words.launch(name=name) for name in ("words-1", "words-2")]
+        gateways = Gateways(bus, kafka, home)
+        running.callback(gateways.close)
+        key = gateways.key("drill", "caller")
+        gateway, _ = gateways.start()
+        for child in quick:
+            words.wait_ready(child)
+        for child in slow:
+            vllm.wait_ready(child)
+        yield Stage(words, gateway, key, vllm, vllm_home, trainers)
+
+
+@pytest.fixture(scope="module")
+def killed_at(stage: Stage, observatory: Observatory) -> float:
+    """A worker of two and a trainer in its round are killed; their alerts take minutes."""
+    lost, trainer = stage.words.children[0], stage.trainers["killed"]
+    trainer.feed()
+    for series in (
+        'feedloom_engine_alive_ratio{instance="words-1"}',
+        'feedloom_trainer_steps_total{feedloom_model="killed"} > 0',
+        'feedloom_trainer_rounds_open{feedloom_model="killed"} > 0',
+    ):
+        observatory.wait_for(series, 180, stage.check)
+    at = time.time()
+    lost.kill()
+    trainer.child.kill()
+    return at
+
+
+def test_poison_records(drills: Drills, stage: Stage, killed_at: float) -> None:
+    since = time.time()
+    publisher = stage.words.bus.publisher()
+    for number in range(5):
+        publisher.publish(catalogue.REQUESTS.name, key=b"%d" % number, value=b"no event")
+    publisher.close()
+    drills.expect(
+        4,
+        since,
+        "A sender that writes something else than the schema",
+        messaging_destination_name="words.generation.requests",
+    )
+
+
+def test_failing_swap(drills: Drills, stage: Stage, killed_at: float) -> None:
+    since = time.time()
+    stage.words.publish(version="2", revision=2, spoil=True)
+    drills.expect(6, since, "somebody\nchanged it", instance="words-2")
+
+
+def test_forgetting_round(drills: Drills, stage: Stage, killed_at: float) -> None:
+    since = time.time()
+    stage.trainers["forgetful"].feed()
+    drills.expect(9, since, "Too high a learning rate", feedloom_model="forgetful")
+
+
+def test_bad_candidate(drills: Drills, stage: Stage, weights: Weights, killed_at: float) -> None:
+    workers = stage.vllm
+    # Its tokenizer has no chat template.
+    uri, manifest = ArtifactStore(stage.vllm_home / "artifacts").put(
+        weights.second, model="default", version="2"
+    )
+    publisher, registry = workers.bus.publisher(), RegistryWatcher(workers.bus)
+    publish_version(
+        publisher,
+        ModelVersionPublished(
+            model="default",
+            version="2",
+            kind="full",
+            artifact_uri=uri,
+            manifest=manifest,
+            created_at_ms=2,
+        ),
+    )
+    change_rollout(
+        publisher,
+        registry,
+        lambda state: tried(
+            state,
+            "default",
+            "2",
+            mode="canary",
+            weight=0.5,
+            unit="user",
+            now_ms=time.time_ns() // 1_000_000,
+            actor="drill",
+            reason="a trial",
+        ),
+    )
+    publisher.close()
+    registry.close()
+    workers.wait(
+        "a worker to have it",
+        lambda: any("2" in one.loaded["default"] for one in workers.watch.workers.values()),
+        120,
+    )
+    since = time.time()
+    with GenerationClient(workers.bus, source="drill") as client:
+        handles = [
+            client.submit(
+                messages=[ChatMessage(role="user", content=WORDS)],
+                sampling=SamplingParameters(max_tokens=4),
+                user=f"user{number}",
+            )
+            for number in range(100)
+        ]
+        refused = [handle.result(120).error for handle in handles]
+    assert {error.code for error in refused if error} == {"no_chat_template"}
+    assert None in refused
+    drills.expect(7, since, "another chat template", feedloom_model="default", feedloom_version="2")
+
+
+def engine_of(worker: Child) -> psutil.Process:
+    """The process that vLLM's engine runs in."""
+    children = psutil.Process(worker.pid).children(recursive=True)
+    (core,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+    return core
+
+
+def test_stuck_partition_and_engine_dead(drills: Drills, stage: Stage, killed_at: float) -> None:
+    worker = stage.vllm.children[0]
+    engine = engine_of(worker)
+    with GenerationClient(stage.vllm.bus, source="drill", cancel_on_close=True) as client:
+        for number in range(60):
+            client.submit(f"{WORDS} {number}", sampling=LONG)
+        engine.suspend()
+        since = time.time()
+        drills.expect(
+            5,
+            since,
+            "The worker's engine hangs without being dead",
+            messaging_destination_name="vllm.generation.requests",
+        )
+        engine.resume()
+    since = time.time()
+    engine.kill()
+    drills.expect(2, since, "took the engine's process", instance="vllm-1")
+    assert worker.wait(60) != 0
+
+
+def test_worker_killed(drills: Drills, killed_at: float) -> None:
+    drills.expect(1, killed_at, "It was killed", alert="FeedloomWorkerLost", instance="words-1")
+
+
+def test_trainer_killed(drills: Drills, killed_at: float) -> None:
+    drills.expect(8, killed_at, "It was killed", feedloom_model="killed")
+
+
+def test_broker_down(
+    drills: Drills, stage: Stage, broker: EmbeddedBroker, killed_at: float
+) -> None:
+    def ask() -> int:
+        answer = httpx.post(
+            f"{stage.gateway}/v1/completions",
+            headers={"Authorization": f"Bearer {stage.key}"},
+            json={"model": "default", "prompt": "one two three", "max_tokens": 4},
+            timeout=60,
+        )
+        return answer.status_code
+
+    assert ask() == 200
+    done, seen = threading.Event(), list[int]()
+
+    def callers() -> None:
+        while not done.wait(1):
+            seen.append(ask())
+
+    broker.stop()
+    since = time.time()
+    calling = threading.Thread(target=callers)
+    calling.start()
+    try:
+        drills.expect(3, since, "The broker is down")
+    finally:
+        done.set()
+        calling.join()
+    assert set(seen) <= {503, 504}
+
+
+def test_the_only_worker_killed(drills: Drills, stage: Stage, killed_at: float) -> None:
+    since = time.time()
+    for worker in (*stage.words.children, *stage.vllm.children):
+        worker.kill()
+    drills.expect(1, since, "", alert="FeedloomNoWorker")
+
+
+def test_collector_dead(drills: Drills, observatory: Observatory, killed_at: float) -> None:
+    since = time.time()
+    observatory.collector.kill()
+    drills.expect(10, since, "It was killed")
