@@ -410,6 +410,12 @@ SWITCHES = _counter(
     "Versions loaded or refused, by kind and outcome: loaded, failed, refused.",
     (MODEL_KIND, OUTCOME),
 )
+WORKER_FAILURES = _counter(
+    "feedloom.worker.failures",
+    "{failure}",
+    "Workers that an error ended, by its kind. Sent as the process ends.",
+    (ERROR_TYPE,),
+)
 
 # The engine.
 ENGINE_ALIVE = _observed(

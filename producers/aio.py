@@ -70,8 +70,10 @@ class AsyncGenerationHandle:
                 yield result
                 return
             try:
-                # Bounded, since an overdue last chunk ends a stream by time alone.
-                await asyncio.wait_for(self._changed.wait(), min(idle_s, LATE_CHUNKS_S))
+                # Bounded, since an overdue last chunk ends a stream by time alone. No wait_for: it
+                # makes a task of each wait.
+                async with asyncio.timeout(min(idle_s, LATE_CHUNKS_S)):
+                    await self._changed.wait()
             except TimeoutError:
                 yield None
 
@@ -91,7 +93,8 @@ class AsyncGenerationHandle:
             raise ResultTimeout(f"no answer to {self.request.request_id} within {timeout_s:g} s")
         try:
             # Bounded, since an overdue last chunk ends a stream by time alone.
-            await asyncio.wait_for(self._changed.wait(), min(left, LATE_CHUNKS_S))
+            async with asyncio.timeout(min(left, LATE_CHUNKS_S)):
+                await self._changed.wait()
         except TimeoutError:
             return
 

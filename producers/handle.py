@@ -115,22 +115,20 @@ class GenerationHandle:
     # Called by the client.
 
     def accept_chunk(self, chunk: GenerationChunk) -> None:
-        """Take in a chunk from the topic."""
+        """Take in a chunk from the topic. Whoever waits is told by :meth:`notify`."""
         with self._changed:
             ready = self._assembler.add(chunk)
             now = time.monotonic()
             self.arrivals.extend((now, len(c.token_ids)) for c in ready if c.token_ids)
             self._unread.extend(ready)
         self.inference.first_chunk()
-        self._notify()
 
     def accept_result(self, result: GenerationResult) -> None:
-        """Take in the final result; a second one is ignored."""
+        """Take in the final result; a second one is ignored. See :meth:`notify`."""
         with self._changed:
             if self._result is None:
                 self._result, self._result_at = result, time.monotonic()
         self.inference.end(result)
-        self._notify()
 
     def fail(self, error: BaseException) -> None:
         """Nothing more will come."""
@@ -138,7 +136,15 @@ class GenerationHandle:
             if self._result is None and self._error is None:
                 self._error = error
         self.inference.end(error=error)
-        self._notify()
+        self.notify()
+
+    def notify(self) -> None:
+        """Tell whoever waits that something came."""
+        with self._changed:
+            self._changed.notify_all()
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` on every change, from the client's threads."""
@@ -177,10 +183,3 @@ class GenerationHandle:
                 f"serving {self.request.model!r}? (`feedloom doctor`)"
             )
         self._changed.wait(min(left, 1.0))
-
-    def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-            listeners = list(self._listeners)
-        for listener in listeners:
-            listener()

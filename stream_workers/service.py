@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from aiokafka.errors import KafkaError
 
+from infra import heap
 from infra.contracts.bus import Bus, Publisher, RecordPosition, TopicPartition
 from infra.contracts.catalogue import (
     CANCELLATIONS,
@@ -31,7 +31,7 @@ from infra.contracts.catalogue import (
     WORKERS,
 )
 from infra.contracts.codec import decode, encode, event_headers
-from infra.contracts.errors import ConfigurationError, ContractError, FatalError
+from infra.contracts.errors import ConfigurationError, ContractError, FatalError, FeedloomError
 from infra.contracts.events import (
     Event,
     GenerationCancellation,
@@ -47,9 +47,11 @@ from observability.instruments import (
     CONSUMER_LAG,
     ENGINE_ALIVE,
     ENGINE_RUNNING,
+    ERROR_TYPE,
     KV_CACHE_USAGE,
     PARTITION_STALL,
     TOKENS_IN_FLIGHT,
+    WORKER_FAILURES,
     ObservedGauge,
     Reading,
 )
@@ -76,8 +78,6 @@ from stream_workers.versions import VersionSwitcher, wait_for_plan
 ENGINE_WATCH_S = 0.5
 ENDS_S = 5.0
 """Between two looks at where partitions end, for the lag that operators see."""
-GC_THRESHOLD = 20_000
-"""Objects made between two collections of the youngest generation; Python's default is 700."""
 
 _LOG = logging.getLogger(__name__)
 EngineKind = Literal["vllm", "memory"]
@@ -348,11 +348,13 @@ async def run_worker(
             _LOG.info("health at http://%s:%d/readyz", options.health_host, health.port)
         switcher.announce("starting")
         await switcher.begin(plan)
-        # What was made so far stays: a collection need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
-        await worker.serve(stop, options.drain_timeout_s)
+        heap.settle()
+        try:
+            await worker.serve(stop, options.drain_timeout_s)
+        except FeedloomError as error:
+            # Gauges are read no more by the time that the last figures go out.
+            WORKER_FAILURES.add(1, {ERROR_TYPE: type(error).__qualname__})
+            raise
         _LOG.info(
             "stopped; %d requests ended in %d transactions",
             outcomes.committed,

@@ -263,8 +263,11 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         name="FeedloomCommitsFailing",
         runbook="commits-failing",
+        # A rebalance takes a commit's partitions away: that is FeedloomRebalanceStorm's matter.
         query=grown(
-            _COMMITS.where({ERROR_TYPE: present()}), by=("instance", ERROR_TYPE), window="5m"
+            _COMMITS.where({ERROR_TYPE: unlike("OwnershipLost|")}),
+            by=("instance", ERROR_TYPE),
+            window="5m",
         ),
         severity="page",
         summary="A worker cannot commit results and offsets",
@@ -285,9 +288,14 @@ ALERTS: tuple[Alert, ...] = (
                 ],
             ),
             Case(
-                name="once, at a rebalance",
+                name="once",
                 given=[_commits("", "0+9x30"), _commits("ProducerFenced", "_x10 1x20")],
                 at="17m",
+            ),
+            Case(
+                name="at every rebalance",
+                given=[_commits("", "0+9x30"), _commits("OwnershipLost", "_x10 1+1x20")],
+                at="20m",
             ),
         ),
     ),

@@ -1,13 +1,14 @@
-"""Candidates that fail."""
+"""Candidates that fail, and those that were withdrawn."""
 
 from __future__ import annotations
 
 from observability.alerts.model import Alert, Case, Fired, given
-from observability.instruments import ARM, MODEL, VERSION
+from observability.instruments import ACTED, ARM, MODEL, VERDICT, VERSION
 from observability.promql import (
     Query,
     both,
     equal,
+    grown,
     level,
     minus,
     ratio,
@@ -36,9 +37,20 @@ def _of_arm(name: str, arm: str, by: tuple[str, ...], ago: str = "") -> Query:
     return level(series, by=by, how="max", ago=ago)
 
 
+def _decisions(verdict: str, acted: str, values: str) -> tuple[str, str]:
+    attributes = {
+        "job": "feedloom-rollouts",
+        "instance": "r1",
+        MODEL: "default",
+        VERDICT: verdict,
+        ACTED: acted,
+    }
+    return given("feedloom.rollout.decisions", attributes, values)
+
+
 _BY_VERSION = (MODEL, VERSION)
 _CANDIDATES = _of_arm("requests", "candidate", _BY_VERSION)
-# A gauge keeps the figures of a canary that is over: its count then stands still.
+# A canary that nobody asks: its count stands still.
 _OVER = where_value(
     minus(_CANDIDATES, _of_arm("requests", "candidate", _BY_VERSION, "15m")), "==", 0
 )
@@ -116,6 +128,44 @@ ALERTS: tuple[Alert, ...] = (
                     _arm("errors", "stable", "0x10"),
                 ],
                 at="5m",
+            ),
+        ),
+    ),
+    Alert(
+        name="FeedloomCandidateWithdrawn",
+        runbook="candidate-withdrawn",
+        query=grown(
+            select(
+                "feedloom.rollout.decisions", {VERDICT: equal("rollback"), ACTED: equal("true")}
+            ),
+            by=(MODEL,),
+            window="1h",
+        ),
+        severity="ticket",
+        summary="A candidate was withdrawn by the rollout controller",
+        description="The canary of {{ $labels.feedloom_model }} did worse than its stable version, "
+        "and everybody is answered by that again.",
+        cases=(
+            Case(
+                name="one was",
+                given=[_decisions("rollback", "true", "_x10 1x20")],
+                at="15m",
+                fires=[
+                    Fired(
+                        labels={MODEL: "default"},
+                        says="The canary of default did worse than its stable version, and "
+                        "everybody is answered by that again.",
+                    )
+                ],
+            ),
+            Case(
+                name="one would have been, and none was",
+                given=[
+                    _decisions("rollback", "false", "_x10 1x20"),
+                    _decisions("promote", "true", "_x10 1x20"),
+                    _decisions("hold", "false", "_x10 1+1x20"),
+                ],
+                at="15m",
             ),
         ),
     ),

@@ -25,11 +25,13 @@ ALERTS: tuple[Alert, ...] = (
         name="FeedloomTrainingStalled",
         runbook="training-stalled",
         query=unless(
-            where_value(level(_ROUNDS, by=(MODEL,), how="max", over="min", window="30m"), ">", 0),
+            where_value(level(_ROUNDS, by=(MODEL,), how="max"), ">", 0),
             where_value(
-                increase(select("feedloom.trainer.steps"), by=(MODEL,), window="30m"), ">", 0
+                increase(select("feedloom.trainer.steps"), by=(MODEL,), window="5m"), ">", 0
             ),
         ),
+        # Not a window of half an hour: a trainer that has just started has no history.
+        lasting="30m",
         severity="ticket",
         summary="A training round is open and makes no steps",
         description="The round of {{ $labels.feedloom_model }} has made no step for half an hour.",
@@ -50,6 +52,11 @@ ALERTS: tuple[Alert, ...] = (
                 name="a round that has just begun",
                 given=[_open("0x40 1x20"), _steps("100x60")],
                 at="50m",
+            ),
+            Case(
+                name="a trainer that has just started",
+                given=[_open("_x40 1x20"), _steps("_x40 0x5 1+1x20")],
+                at="45m",
             ),
         ),
     ),

@@ -5,14 +5,18 @@ from __future__ import annotations
 from observability import collector
 from observability.alerts.model import Alert, Case, Fired, given
 from observability.alerts.shared import REACHED, WORKER, gone, seen
-from observability.instruments import MODEL_KIND, OUTCOME
-from observability.promql import grown, level, like, missing, select, where_value
+from observability.instruments import ERROR_TYPE, MODEL_KIND, OUTCOME
+from observability.promql import either, equal, grown, level, like, missing, select, where_value
 
 _ALIVE = select("feedloom.engine.alive")
 
 
 def _alive(values: str, instance: str = "w1") -> tuple[str, str]:
     return given("feedloom.engine.alive", {**WORKER, "instance": instance}, values)
+
+
+def _failures(error: str, values: str) -> tuple[str, str]:
+    return given("feedloom.worker.failures", {**WORKER, ERROR_TYPE: error}, values)
 
 
 def _switches(outcome: str, values: str) -> tuple[str, str]:
@@ -24,9 +28,17 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         name="FeedloomEngineDead",
         runbook="engine-dead",
-        # A worker ends when its engine does: what it said last is seen for a moment only.
-        query=where_value(
-            level(_ALIVE, by=("instance",), how="min", over="min", window="2m"), "==", 0
+        # A worker ends when its engine does. Mostly it counts that as it ends, and nothing later;
+        # one whose end takes longer also says that its engine is dead.
+        query=either(
+            grown(
+                select("feedloom.worker.failures", {ERROR_TYPE: equal("EngineDead")}),
+                by=("instance",),
+                window="5m",
+            ),
+            where_value(
+                level(_ALIVE, by=("instance",), how="min", over="min", window="2m"), "==", 0
+            ),
         ),
         severity="page",
         summary="A worker's engine has died",
@@ -44,6 +56,27 @@ ALERTS: tuple[Alert, ...] = (
                         "with its requests.",
                     )
                 ],
+            ),
+            Case(
+                name="it ended at once",
+                given=[
+                    _alive("1x5 stale"),
+                    _failures("EngineDead", "_x5 1x8 stale"),
+                    _alive("1x15", "w2"),
+                ],
+                at="8m",
+                fires=[
+                    Fired(
+                        labels={"instance": "w1"},
+                        says="The engine of w1 has died; its worker ends, and another goes on "
+                        "with its requests.",
+                    )
+                ],
+            ),
+            Case(
+                name="something else ended it",
+                given=[_alive("1x5 stale"), _failures("CommitsFail", "_x5 1x8 stale")],
+                at="8m",
             ),
             Case(name="both live", given=[_alive("1x15"), _alive("1x15", "w2")], at="8m"),
         ),

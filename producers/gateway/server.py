@@ -13,6 +13,7 @@ from functools import partial
 
 import uvicorn
 
+from infra import heap
 from infra.contracts import catalogue
 from infra.contracts.errors import ConfigurationError
 from infra.identity.authenticator import PlatformAuthenticator
@@ -69,6 +70,7 @@ def serve(settings: Settings) -> None:
             )
             app = create_app(bus, service, authenticator, options, source=source, console=console)
             log.info("gateway %s listens on http://%s:%d", gateway_id, host, port)
+            heap.settle()
             _Server(
                 uvicorn.Config(
                     app,

@@ -99,6 +99,8 @@ class GatewayService:
         if not self._admissions.alive:
             return "the admission log can no longer be read"
         if not any(self.views.serving(model) for model in self.views.registry.models()):
+            if not self.views.kafka_answers:
+                return "Kafka does not answer"
             return "no worker serves a model"
         return None
 
@@ -205,6 +207,9 @@ class GatewayService:
         if self.views.fault is not None or not self._client.alive:
             raise unavailable("this gateway has lost its connection to Kafka", code="broker_gone")
         if not self.views.serving(question.model):
+            # Then nobody hears of workers either.
+            if not self.views.kafka_answers:
+                raise unavailable("Kafka does not answer", code="broker_gone")
             raise unavailable(f"no worker serves {question.model!r} now", code="no_worker")
         allowed = self.views.config.gateway.max_lag
         if self.views.lag > allowed:

@@ -14,6 +14,7 @@ from infra.contracts import catalogue
 from infra.contracts.bus import Bus
 from infra.contracts.config_keys import ConfigState
 from infra.contracts.errors import FeedloomError
+from infra.kafka.connection import AccessRefused, LoginRefused
 from infra.registry.client import RegistryWatcher
 from infra.registry.config import ConfigWatcher
 from infra.registry.state import RegistryState
@@ -49,6 +50,9 @@ class Views:
         """Interactive requests that no worker has finished; as of two seconds ago."""
         self.fault: str | None = None
         """Why these views are no longer kept up to date."""
+        self.kafka_answers = True
+        """Whether the last look at the lag found Kafka; then workers are not silent because of
+        it."""
         self._closing = threading.Event()
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
@@ -94,6 +98,8 @@ class Views:
         while not self._closing.wait(LAG_EVERY_S):
             try:
                 self.lag = self._measure_lag()
+                self.kafka_answers = True
             except FeedloomError as error:
-                # The last figure stands; a broker that is gone shows elsewhere.
+                # The last figure stands.
+                self.kafka_answers = isinstance(error, AccessRefused | LoginRefused)
                 log.warning("lag of %s not measured: %s", catalogue.REQUESTS.name, error)

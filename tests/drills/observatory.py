@@ -1,6 +1,7 @@
 """A real collector and a real Prometheus, on the configurations and rules that are shipped.
 
-Addresses are changed to free ports of this machine, and traces go nowhere; nothing else is.
+Addresses are changed to free ports of this machine, and traces and logs go nowhere; nothing else
+is.
 """
 
 from __future__ import annotations
@@ -113,10 +114,11 @@ class Observatory:
             config["exporters"]["prometheus"]["endpoint"] = f"127.0.0.1:{self._scraped}"
             config["extensions"]["health_check"]["endpoint"] = f"127.0.0.1:{self._health}"
             pipelines = config["service"]["pipelines"]
-            exporters = pipelines["traces"]["exporters"]
-            del config["exporters"][exporters[0]]
+            for name in ("traces", "logs"):
+                for exporter in pipelines[name]["exporters"]:
+                    del config["exporters"][exporter]
+                pipelines[name]["exporters"] = ["nop"]
             config["exporters"]["nop"] = {}
-            pipelines["traces"]["exporters"] = ["nop"]
             (reader,) = config["service"]["telemetry"]["metrics"]["readers"]
             reader["pull"]["exporter"]["prometheus"] |= {"host": "127.0.0.1", "port": self._own}
         return self._folder / "collector.yaml"

@@ -357,7 +357,13 @@ def test_dashboards_name_data_sources_that_are_provisioned() -> None:
     links = [
         link["datasourceUid"]
         for source in sources
-        for link in source["jsonData"].get("exemplarTraceIdDestinations", ())
+        for kind in ("exemplarTraceIdDestinations", "derivedFields")
+        for link in source["jsonData"].get(kind, ())
+    ]
+    links += [
+        source["jsonData"]["tracesToLogsV2"]["datasourceUid"]
+        for source in sources
+        if "tracesToLogsV2" in source["jsonData"]
     ]
     used = {
         uid
@@ -374,13 +380,22 @@ def test_compose_pins_images_mounts_what_is_there_and_listens_on_this_machine_al
     assert isinstance(services, dict)
     for name, service in services.items():
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"]), name
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
-        assert "healthcheck" in service or name == "collector"
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+        assert "healthcheck" in service or name in ("collector", "loki")
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             if source.startswith("./"):
                 assert (generated.FOLDER / source).exists(), source
         assert not re.search("(?i)password|secret|token", str(service.get("environment", "")))
+
+
+def test_the_collector_takes_whatever_a_process_sends() -> None:
+    # An endpoint alone turns all three on: what had no pipeline would be an error a minute.
+    config = _yaml("collector.yaml")
+    pipelines = config["service"]["pipelines"]  # type: ignore[index]
+    assert set(pipelines) == {"traces", "metrics", "logs"}
+    for pipeline in pipelines.values():
+        assert set(pipeline["exporters"]) <= set(config["exporters"])  # type: ignore[arg-type]
 
 
 def test_the_collector_is_scraped_as_the_job_that_alerts_know() -> None:

@@ -21,6 +21,7 @@ from infra.contracts.events import (
     GenerationRequest,
     SamplingParameters,
 )
+from infra.kafka.lag import LagUnknown
 from infra.testing import InMemoryBus
 from tests.gateway import (
     KnownKeys,
@@ -424,11 +425,28 @@ def test_without_a_worker_there_is_a_503() -> None:
         headers = {"Authorization": "Bearer key-acme"}
         answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=ASK, headers=headers)
         assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "no_worker"
         assert int(answer.headers["retry-after"]) >= 1
         ready = httpx.get(f"{gateway.url}/readyz")
         assert ready.status_code == 503
         assert "worker" in ready.json()["reason"]
         assert httpx.get(f"{gateway.url}/healthz").status_code == 200
+
+
+def test_workers_that_are_silent_as_kafka_is_gone_are_not_blamed() -> None:
+    def lag() -> int:
+        raise LagUnknown("no broker")
+
+    with ExitStack() as stack:
+        bus = InMemoryBus()
+        seed(bus, worker=False)
+        gateway = stack.enter_context(running_gateway(bus, KnownKeys.of("acme"), lag=lag))
+        wait_until(lambda: not gateway.views.kafka_answers)
+        headers = {"Authorization": "Bearer key-acme"}
+        answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=ASK, headers=headers)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "broker_gone"
+        assert "Kafka" in httpx.get(f"{gateway.url}/readyz").json()["reason"]
 
 
 def test_too_much_lag_is_a_429() -> None:
