@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 import msgspec
+from opentelemetry import trace
 
 from infra.contracts.bus import Bus
 from infra.contracts.events import Lineage
@@ -24,12 +25,15 @@ from infra.files import whole_file
 from infra.registry.client import read_registry
 from infra.registry.store import ArtifactStore
 from infra.settings import Settings
+from observability.tracing import span
+from trainer import origins
 from trainer.corpus import SPLITS, assemble, collect
 from trainer.openings import demo_prompts
 from trainer.pile import read_shards, shard_paths, write_shards
 from trainer.publishing import publish, roll_out
 
 log = logging.getLogger(__name__)
+_TRACER = trace.get_tracer("feedloom.trainer")
 
 FIRST_VERSION = "1"
 REPORT = "bootstrap.json"
@@ -114,15 +118,17 @@ def _prepare_text(settings: Settings, step: Step, *, force: bool) -> None:
     if prompts.is_file() and shard_paths(settings.shards / "heldout") and not force:
         return
     workers = max(1, len(os.sched_getaffinity(0)))
-    corpus = assemble(
-        collect(
-            settings.bootstrap.corpus_mb,
-            workers=workers,
-            progress=lambda done, total: step("text of this machine", done, total),
+    with span(_TRACER, "prepare pile", parent=()):
+        corpus = assemble(
+            collect(
+                settings.bootstrap.corpus_mb,
+                workers=workers,
+                progress=lambda done, total: step("text of this machine", done, total),
+            )
         )
-    )
-    for name in SPLITS:
-        write_shards(settings.shards / name, (item.row() for item in corpus.split(name)))
+        for name in SPLITS:
+            write_shards(settings.shards / name, (item.row() for item in corpus.split(name)))
+            origins.note(settings.shards / name)
     prompts.parent.mkdir(parents=True, exist_ok=True)
     # Written last: its presence says that the shards are complete.
     with whole_file(prompts) as stream:

@@ -36,11 +36,15 @@ def bootstrap(force: bool, no_register: bool, quiet: bool) -> None:
 
     from infra.kafka.bus import connect
     from infra.settings import load_settings
+    from observability.setup import configure_telemetry
     from trainer import bootstrap as building
     from trainer.progress import bar
 
     settings = load_settings()
-    with bar(BarColumn(), TimeElapsedColumn(), quiet=quiet) as say:
+    with (
+        configure_telemetry("feedloom-trainer", settings.telemetry),
+        bar(BarColumn(), TimeElapsedColumn(), quiet=quiet) as say,
+    ):
         built = building.bootstrap(settings, say, force=force)
     if not quiet:
         loss = built.metrics["heldout_loss_after"]

@@ -201,8 +201,9 @@ class FeedbackIntake:
         self._rate.reset()
         if learnt:
             self._used = dict(self._next)
+            for request_id in self._examples:
+                self._links.pop(request_id, None)
             self._examples.clear()
-            self._links.clear()
 
     def go_back(self, used: Mapping[TopicPartition, int]) -> None:
         """Take back what lies above these offsets: what had learnt from it was withdrawn.
@@ -248,18 +249,23 @@ class FeedbackIntake:
         self._forget(example.request_id)
         if self._measures(example):
             self._measuring[example.request_id] = example
+            self._link(record, example, "heldout")
             if len(self._measuring) > self._keep:
-                del self._measuring[next(iter(self._measuring))]
+                oldest = next(iter(self._measuring))
+                del self._measuring[oldest]
+                self._links.pop(oldest, None)
         elif record.offset >= self._used.get(position, 0):
             self._examples[example.request_id] = example
-            about = links_to(record.headers, **{LINK: "feedback"})
-            if about:
-                self._links[example.request_id] = about[0]
+            self._link(record, example, "feedback")
         if record.offset >= self._tried.get(position, 0):
             self._new.add(example.request_id)
             self._rate.add(example)
             if self._oldest_s is None:
                 self._oldest_s = time.monotonic()
+
+    def _link(self, record: Record, example: FeedbackExample, kind: str) -> None:
+        for link in links_to(record.headers, **{LINK: kind}):
+            self._links[example.request_id] = link
 
     def _forget(self, request_id: str) -> None:
         """Whoever asked for it: the example is in no later round."""

@@ -73,6 +73,7 @@ def prepare(
     from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
     from infra.settings import load_settings
+    from observability.setup import configure_telemetry
     from trainer.pile import shard_paths
     from trainer.preparation.prepare import Plan
     from trainer.preparation.prepare import prepare as run
@@ -96,7 +97,10 @@ def prepare(
         evaluation={name: paths for name, paths in sets.items() if paths},
         workers=workers or len(os.sched_getaffinity(0)),
     )
-    with bar(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), quiet=quiet) as say:
+    with (
+        configure_telemetry("feedloom-trainer", settings.telemetry),
+        bar(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), quiet=quiet) as say,
+    ):
         report = run(plan, say)
     if not quiet:
         _show(report, out)

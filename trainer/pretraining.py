@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from opentelemetry import trace
 
 from infra.contracts.errors import ConfigurationError
+from observability.tracing import span
+from trainer import origins
 from trainer.architectures import Shape, architecture
 from trainer.baselines import NgramModel
 from trainer.distributed import Ranks, joined
@@ -40,11 +43,13 @@ MAX_EVALUATED = 2_000
 
 History = Sequence[Mapping[str, Any]]
 
+_TRACER = trace.get_tracer("feedloom.trainer")
+
 
 def pretrain(run: Run, say: Say = lambda what, done, total: None) -> Scores:
     """Train, evaluate and save: model, tokenizer, ``pretraining.json`` and ``report.html``.
 
-    All in ``run.out``.
+    All in ``run.out``, and in a trace that links to what made the text.
 
     Under torchrun every rank calls this and gets the same table; the first prepares and writes.
     Token shards are kept under ``run.out/tokens`` and checkpoints under ``run.out/checkpoints``: a
@@ -55,7 +60,16 @@ def pretrain(run: Run, say: Say = lambda what, done, total: None) -> Scores:
         TrainingDiverged: the loss became infinite or no number.
     """
     _check(run)
-    with joined() as ranks:
+    with (
+        joined() as ranks,
+        span(
+            _TRACER,
+            f"pretrain {run.arch}",
+            attributes={"feedloom.rank": ranks.rank, "feedloom.ranks": ranks.size},
+            links=origins.links(run.data / name for name in ("train", "heldout")),
+            parent=(),
+        ),
+    ):
         if run.arch == NGRAM and ranks.size > 1:
             raise ConfigurationError("an n-gram model is counted in one process")
         if ranks.first:

@@ -34,6 +34,7 @@ from infra.registry.store import ArtifactStore
 from infra.registry.transitions import reasons
 from infra.settings import Settings
 from observability.messaging import MAXIMUM_LINKS, receive_attributes
+from trainer import origins
 from trainer.curation import held_out
 from trainer.intake import Batch, FeedbackIntake, awaiting_rollout, in_use, next_offsets
 from trainer.model import save_model
@@ -201,7 +202,10 @@ class TrainerService:
         with tracer.start_as_current_span(
             f"train {self._model}",
             Context(),
-            links=watcher.links(self._model, parent.version),
+            links=[
+                *watcher.links(self._model, parent.version),
+                *origins.links(self._settings.shards / name for name in ("train", "heldout")),
+            ],
             attributes={
                 "feedloom.model": self._model,
                 "feedloom.replay.shards": [path.name for path in self._train_shards()],

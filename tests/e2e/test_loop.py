@@ -197,6 +197,9 @@ def _check_telemetry(collector: OtlpReceiver, handles: list[GenerationHandle]) -
     consumed = links_of(traces.named("poll feedback.examples", training.trace_id))
     assert len(consumed) == REQUESTS
     assert {traces.spans[link.span_id].name for link in consumed} == {"send feedback.examples"}
+    # And to what prepared the text that it replays.
+    (prepared,) = traces.named("prepare pile")
+    assert prepared.span_id in {link.span_id for link in training.links}
     # What the run published is in its trace, and the worker's switch leads there.
     (publication,) = traces.named("send model.registry", training.trace_id)
     switch = max(traces.named("switch default"), key=lambda span: span.start_ns)

@@ -19,10 +19,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
+from opentelemetry import trace
 
 from infra.contracts.errors import ConfigurationError, FeedloomError
 from infra.files import sha256_of, whole_file
 from observability.instruments import OUTCOME, PILE_DOCUMENTS, PILE_STEP
+from observability.tracing import span
+from trainer import origins
 from trainer.pile import PileRow, read_shards, shard_paths, write_shards
 from trainer.preparation.duplicates import Contamination, exact_copies, near_copies
 from trainer.preparation.mixture import PILE_WEIGHTS, interleave, quotas
@@ -44,6 +47,8 @@ from trainer.preparation.steps import STEPS, StepCounts
 REPORT = "report.json"
 QUARANTINE = "malformed.jsonl"
 FORMAT = 1
+
+_TRACER = trace.get_tracer("feedloom.trainer")
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, and how many of how many parts are done (0 of 0: unknown)."""
@@ -110,12 +115,28 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prepare(plan: Plan, progress: Progress = lambda stage, done, total: None) -> Report:
-    """Write ``train/``, ``heldout/``, ``malformed.jsonl`` and ``report.json``.
+    """Write ``train/``, ``heldout/``, ``malformed.jsonl`` and ``report.json``, in a trace.
 
     Raises:
         TooManyMalformed: the shards are not written.
         CorruptShard, ConfigurationError: of a source; the message names it.
     """
+    with span(_TRACER, "prepare pile", parent=()) as preparing:
+        report = _prepare(plan, progress)
+        for name in ("train", "heldout"):
+            origins.note(plan.directory / name)
+        preparing.set_attributes(
+            {
+                "feedloom.pile.sources": len(report.sources),
+                "feedloom.pile.documents": report.steps[-1].documents_out,
+                "feedloom.pile.heldout_documents": report.heldout_documents,
+                "feedloom.pile.malformed": report.malformed,
+            }
+        )
+    return report
+
+
+def _prepare(plan: Plan, progress: Progress) -> Report:
     begin = time.monotonic()
     work = plan.directory / ".work"
     _open_work(work, plan.fingerprint())
