@@ -1,11 +1,12 @@
 """Output tokens/s with all telemetry on over those with none, and what a bad collector costs.
 
 Measured: SDK -> Kafka -> vLLM worker -> Kafka -> SDK as in `bench_overhead`, in a closed loop at
-concurrency 64, on four sides that differ only in their `OTEL_*` variables. *off* has none. *on*
+concurrency 64, on sides that differ only in their `OTEL_*` variables. *off* has none. *on*
 sends every trace, metrics every 5 s (the SDK's default is 60) and logs over OTLP to a process on
-loopback that answers at once and looks at nothing before the end. The other two are like *on*, with
-a collector whose port is closed and one that takes every request and never answers. Client and
-worker both have the side's telemetry and are processes of their own. While one side is loaded the
+loopback that answers at once and looks at nothing before the end. Two more are like *on*, with
+a collector whose port is closed and one that takes every request and never answers. A second side
+without telemetry says how much two processes that do the same differ. Client and worker both have
+the side's telemetry and are processes of their own. While one side is loaded the
 others' are stopped. Every stream must be whole and every final result must have come, on all sides.
 At the end each process is asked to stop after a last short load, and how long that takes is
 compared with *off*: the telemetry may hold it up for as long as it says it does, and a second for
@@ -55,6 +56,7 @@ METRIC_INTERVAL_MS = 5_000
 TURN_TIMEOUT_S = 240.0
 EXIT_TIMEOUT_S = 30.0
 OFF, ON, DEAD, HANGING = "off", "on", "closed port", "no answer"
+AGAIN = "off again"
 OPTIONS = [
     click.Option(
         ["--engine"],
@@ -136,6 +138,7 @@ def measure(report: Report, engine: str = "vllm") -> None:
             ON: exporting(receiving.ask(10)["url"]),
             DEAD: exporting(closed),
             HANGING: exporting(hanging.ask(10)["url"]),
+            AGAIN: {},
         }
         sides: dict[str, Observed] = {}
         for name, variables in telemetry.items():
@@ -162,6 +165,9 @@ def measure(report: Report, engine: str = "vllm") -> None:
             tokens_ratio(windows, name, OFF),
             TOKENS_TARGET if claim else None,
         )
+    report.ratio(
+        f"{AGAIN} / off, tokens/s, concurrency {CONCURRENCY}", tokens_ratio(windows, AGAIN, OFF)
+    )
     cpu_ms = {name: [one["cpu_ms_per_request"] for one in windows[name]] for name in sides}
     report.ratio(
         "on / off, CPU time of worker and client a request", paired_ratio(cpu_ms[ON], cpu_ms[OFF])

@@ -29,6 +29,7 @@ from infra.kafka.broker import EmbeddedBroker
 from infra.kafka.bus import KafkaBus
 from infra.kafka.topics import apply_catalogue
 from infra.local.supervisor import Child, feedloom_command
+from infra.local.watch import PlatformWatch
 from infra.registry.client import RegistryWatcher, change_rollout, publish_version
 from infra.registry.config import ConfigWatcher, publish_config
 from infra.registry.store import ArtifactStore
@@ -163,9 +164,11 @@ class Trainer:
             },
         )
 
-    def feed(self) -> None:
-        """As much feedback as a round takes."""
-        learning.send(self.bus, learning.feedback(EXAMPLES, model=self._model))
+    def feed(self, *, start: int = 0, edit: str | None = None) -> None:
+        """As much feedback as a round takes. ``edit``: what all of it says."""
+        learning.send(
+            self.bus, learning.feedback(EXAMPLES, model=self._model, start=start, edit=edit)
+        )
 
 
 def within(home: Path, kafka: KafkaSettings) -> dict[str, str]:
@@ -209,11 +212,10 @@ def stage(
                 broker,
                 tmp_path_factory.mktemp("forgetful"),
                 "forgetful",
-                learning_rate=1.0,
+                learning_rate=0.01,
                 warmup_steps=0,
-                replay_fraction=0,
                 adapt_replay=False,
-                num_train_epochs=20,
+                num_train_epochs=10,
             ),
         }
         for one in trainers.values():
@@ -250,6 +252,14 @@ def killed_at(stage: Stage, observatory: Observatory) -> float:
     return at
 
 
+def configure(bus: KafkaBus, key: str, value: str) -> None:
+    """Change a dynamic setting."""
+    watcher, publisher = ConfigWatcher(bus), bus.publisher()
+    publish_config(publisher, watcher, key, value, now_ms=time.time_ns() // 1_000_000)
+    publisher.close()
+    watcher.close()
+
+
 def test_poison_records(drills: Drills, stage: Stage, killed_at: float) -> None:
     since = time.time()
     publisher = stage.words.bus.publisher()
@@ -271,17 +281,21 @@ def test_failing_swap(drills: Drills, stage: Stage, killed_at: float) -> None:
 
 
 def test_forgetting_round(drills: Drills, stage: Stage, killed_at: float) -> None:
+    trainer = stage.trainers["forgetful"]
+    trainer.feed()
+    watch = PlatformWatch(trainer.bus)
+    watch.wait_for(
+        "a version that knows something",
+        lambda: "forgetful" in watch.rollouts and watch.rollouts["forgetful"].stable == "2",
+        timeout_s=120,
+        check=trainer.child.check,
+    )
+    watch.close()
+    configure(trainer.bus, "trainer.learning_rate", "1.0")
+    configure(trainer.bus, "trainer.replay_fraction", "0")
     since = time.time()
-    stage.trainers["forgetful"].feed()
+    trainer.feed(start=EXAMPLES, edit=" zz zz zz zz zz zz")
     drills.expect(9, since, "Too high a learning rate", feedloom_model="forgetful")
-
-
-def configure(bus: KafkaBus, key: str, value: str) -> None:
-    """Change a dynamic setting."""
-    watcher, publisher = ConfigWatcher(bus), bus.publisher()
-    publish_config(publisher, watcher, key, value, now_ms=time.time_ns() // 1_000_000)
-    publisher.close()
-    watcher.close()
 
 
 def engine_of(worker: Child) -> psutil.Process:
