@@ -8,7 +8,15 @@ import pytest
 
 from infra.kafka.broker import EmbeddedBroker
 from tests.conftest import ROOT
-from tests.drills.observatory import Observatory
+from tests.drills.observatory import SUMMARY, Observatory
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """How long each alert took."""
+    if SUMMARY in config.stash:
+        terminalreporter.write_line(config.stash[SUMMARY])
 
 
 @pytest.fixture(scope="session")

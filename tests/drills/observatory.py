@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import pytest
 import yaml
 
 from infra.local.supervisor import Child
 from tests.conftest import ROOT
 
+SUMMARY = pytest.StashKey[str]()
+"""What is printed at the end."""
 SHIPPED = ROOT / "infra" / "deploy" / "observability"
 BUILT = ROOT / ".feedloom" / "otelcol" / "otelcol"
 EXPORT_INTERVAL_MS = 15_000

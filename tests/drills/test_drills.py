@@ -38,7 +38,7 @@ from infra.settings import KafkaSettings
 from producers.client import GenerationClient
 from tests import learning
 from tests.conftest import PARTITIONS, ROOT, WORDS, Weights
-from tests.drills.observatory import Observatory
+from tests.drills.observatory import SUMMARY, Observatory
 from tests.integration.conftest import Gateways, Workers
 
 pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -101,9 +101,7 @@ def drills(observatory: Observatory, pytestconfig: pytest.Config) -> Iterator[Dr
     made = Drills(observatory, {int(row["number"]): row for row in found})
     assert sorted(made.rows) == list(range(1, 11))
     yield made
-    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.write_line(f"\n{made.show()}")
+    pytestconfig.stash[SUMMARY] = made.show()
 
 
 def deployment(broker: EmbeddedBroker, prefix: str) -> tuple[KafkaSettings, KafkaBus]:
