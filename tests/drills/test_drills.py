@@ -46,7 +46,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark
 OPERATIONS = ROOT / "docs" / "operations"
 ROW = re.compile(
     r"^\| (?P<number>\d+) \| (?P<fault>[^|]+) \| [^|]+ \| (?P<alerts>[^|]+) "
-    r"\| (?P<minutes>\d+) min \|$",
+    r"\| (?P<minutes>\d+) min \|",
     re.MULTILINE,
 )
 EXAMPLES = 24
