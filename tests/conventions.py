@@ -30,7 +30,7 @@ from tests.otlp import Attributes, Metric, MetricKind, Span, SpanKind, Value
 Type = Literal["string", "int", "double", "boolean", "string[]"]
 
 OURS = "feedloom."
-WORK = frozenset({"prepare", "pretrain", "train", "switch", "decide", "shadow"})
+WORK = frozenset({"train", "switch", "decide", "shadow"})
 """What is done with a model: such a span is named for both."""
 FOREIGN = ("vllm.", "opentelemetry.instrumentation.")
 """Scopes of libraries that are told to record, and not what."""

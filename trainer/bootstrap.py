@@ -118,7 +118,7 @@ def _prepare_text(settings: Settings, step: Step, *, force: bool) -> None:
     if prompts.is_file() and shard_paths(settings.shards / "heldout") and not force:
         return
     workers = max(1, len(os.sched_getaffinity(0)))
-    with span(_TRACER, "prepare pile", parent=()):
+    with span(_TRACER, "feedloom.pile.prepare", parent=()):
         corpus = assemble(
             collect(
                 settings.bootstrap.corpus_mb,

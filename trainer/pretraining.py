@@ -64,8 +64,12 @@ def pretrain(run: Run, say: Say = lambda what, done, total: None) -> Scores:
         joined() as ranks,
         span(
             _TRACER,
-            f"pretrain {run.arch}",
-            attributes={"feedloom.rank": ranks.rank, "feedloom.ranks": ranks.size},
+            "feedloom.pretrain",
+            attributes={
+                "feedloom.arch": run.arch,
+                "feedloom.rank": ranks.rank,
+                "feedloom.ranks": ranks.size,
+            },
             links=origins.links(run.data / name for name in ("train", "heldout")),
             parent=(),
         ),

@@ -198,7 +198,7 @@ def _check_telemetry(collector: OtlpReceiver, handles: list[GenerationHandle]) -
     assert len(consumed) == REQUESTS
     assert {traces.spans[link.span_id].name for link in consumed} == {"send feedback.examples"}
     # And to what prepared the text that it replays.
-    (prepared,) = traces.named("prepare pile")
+    (prepared,) = traces.named("feedloom.pile.prepare")
     assert prepared.span_id in {link.span_id for link in training.links}
     # What the run published is in its trace, and the worker's switch leads there.
     (publication,) = traces.named("send model.registry", training.trace_id)

@@ -121,7 +121,7 @@ def prepare(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
         TooManyMalformed: the shards are not written.
         CorruptShard, ConfigurationError: of a source; the message names it.
     """
-    with span(_TRACER, "prepare pile", parent=()) as preparing:
+    with span(_TRACER, "feedloom.pile.prepare", parent=()) as preparing:
         report = _prepare(plan, progress)
         for name in ("train", "heldout"):
             origins.note(plan.directory / name)
