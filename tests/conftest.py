@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,30 @@ def kafka_bootstrap(
         with KafkaContainer(KAFKA_IMAGE).with_kraft() as container:
             yield container.get_bootstrap_server()
     else:
-        home = tmp_path_factory.mktemp("kafka-home")
-        jars = ROOT / ".feedloom" / "kafka" / "lib"
-        jars.mkdir(parents=True, exist_ok=True)
-        (home / "kafka").mkdir()
-        (home / "kafka" / "lib").symlink_to(jars, target_is_directory=True)
-        broker = EmbeddedBroker(home)
-        try:
-            yield broker.start(attached=True).bootstrap_servers
-        finally:
-            broker.stop()
+        with embedded_broker(tmp_path_factory.mktemp("kafka-home")) as broker:
+            status = broker.status()
+            assert status is not None
+            yield status.bootstrap_servers
+
+
+def share_jars(home: Path) -> None:
+    """A home whose broker has the project's jars: they are fetched once."""
+    jars = ROOT / ".feedloom" / "kafka" / "lib"
+    jars.mkdir(parents=True, exist_ok=True)
+    (home / "kafka").mkdir(parents=True)
+    (home / "kafka" / "lib").symlink_to(jars, target_is_directory=True)
+
+
+@contextmanager
+def embedded_broker(home: Path) -> Iterator[EmbeddedBroker]:
+    """A running broker of an empty home."""
+    share_jars(home)
+    broker = EmbeddedBroker(home)
+    try:
+        broker.start(attached=True)
+        yield broker
+    finally:
+        broker.stop()
 
 
 def _docker_answers() -> bool:

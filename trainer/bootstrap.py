@@ -26,7 +26,6 @@ from infra.registry.client import read_registry
 from infra.registry.store import ArtifactStore
 from infra.settings import Settings
 from observability.tracing import span
-from trainer import origins
 from trainer.corpus import SPLITS, assemble, collect
 from trainer.openings import demo_prompts
 from trainer.pile import read_shards, shard_paths, write_shards
@@ -128,7 +127,6 @@ def _prepare_text(settings: Settings, step: Step, *, force: bool) -> None:
         )
         for name in SPLITS:
             write_shards(settings.shards / name, (item.row() for item in corpus.split(name)))
-            origins.note(settings.shards / name)
     prompts.parent.mkdir(parents=True, exist_ok=True)
     # Written last: its presence says that the shards are complete.
     with whole_file(prompts) as stream:

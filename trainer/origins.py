@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -26,12 +25,15 @@ def note(directory: Path) -> None:
         stream.write(msgspec.json.encode(headers))
 
 
-def links(directories: Iterable[Path]) -> list[Link]:
-    """To what made these shards, each trace once; nothing where no note is, or none that is one."""
+def links(data: Path) -> list[Link]:
+    """To what made the shards in ``train`` and ``heldout`` below a folder, each trace once.
+
+    Nothing where no note is, or none that is one.
+    """
     found: dict[int, Link] = {}
-    for directory in directories:
+    for name in ("train", "heldout"):
         try:
-            headers = msgspec.json.decode((directory / FILE).read_bytes(), type=dict[str, str])
+            headers = msgspec.json.decode((data / name / FILE).read_bytes(), type=dict[str, str])
         except (FileNotFoundError, msgspec.DecodeError):
             continue
         carried = [(name, value.encode()) for name, value in headers.items()]

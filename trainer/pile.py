@@ -17,6 +17,7 @@ import zstandard
 
 from infra.contracts.errors import FeedloomError
 from infra.files import whole_file
+from trainer import origins
 
 SUFFIX = ".jsonl.zst"
 LEVEL = 9
@@ -59,7 +60,7 @@ def write_shards(
     """Write rows as ``00000.jsonl.zst``, ... and remove older shards beyond the last.
 
     A shard takes rows until it holds ``shard_bytes`` of text. Equal rows give equal bytes; each
-    file appears whole or not at all.
+    file appears whole or not at all. The current trace is noted beside them.
     """
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -70,6 +71,7 @@ def write_shards(
     for stale in shard_paths(directory):
         if stale not in written:
             stale.unlink()
+    origins.note(directory)
     return written
 
 

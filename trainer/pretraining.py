@@ -70,7 +70,7 @@ def pretrain(run: Run, say: Say = lambda what, done, total: None) -> Scores:
                 "feedloom.rank": ranks.rank,
                 "feedloom.ranks": ranks.size,
             },
-            links=origins.links(run.data / name for name in ("train", "heldout")),
+            links=origins.links(run.data),
             parent=(),
         ),
     ):

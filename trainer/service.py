@@ -204,7 +204,7 @@ class TrainerService:
             Context(),
             links=[
                 *watcher.links(self._model, parent.version),
-                *origins.links(self._settings.shards / name for name in ("train", "heldout")),
+                *origins.links(self._settings.shards),
             ],
             attributes={
                 "feedloom.model": self._model,

@@ -218,7 +218,6 @@ class KafkaPublisher:
         Its error is DeliveryFailed, or AccessRefused or LoginRefused, which no retry mends.
         """
         future: Future[RecordPosition] = Future()
-
         began = perf_counter()
 
         def written(metadata: Any) -> None:

@@ -24,6 +24,11 @@ def _switches(outcome: str, values: str) -> tuple[str, str]:
     return given("feedloom.worker.switches", attributes, values)
 
 
+_W1_DEAD = Fired(
+    labels={"instance": "w1"},
+    says="The engine of w1 has died; its worker ends, and another goes on with its requests.",
+)
+
 ALERTS: tuple[Alert, ...] = (
     Alert(
         name="FeedloomEngineDead",
@@ -49,13 +54,7 @@ ALERTS: tuple[Alert, ...] = (
                 name="one of two",
                 given=[_alive("1x5 0 stale"), _alive("1x15", "w2")],
                 at="7m",
-                fires=[
-                    Fired(
-                        labels={"instance": "w1"},
-                        says="The engine of w1 has died; its worker ends, and another goes on "
-                        "with its requests.",
-                    )
-                ],
+                fires=[_W1_DEAD],
             ),
             Case(
                 name="it ended at once",
@@ -65,13 +64,7 @@ ALERTS: tuple[Alert, ...] = (
                     _alive("1x15", "w2"),
                 ],
                 at="8m",
-                fires=[
-                    Fired(
-                        labels={"instance": "w1"},
-                        says="The engine of w1 has died; its worker ends, and another goes on "
-                        "with its requests.",
-                    )
-                ],
+                fires=[_W1_DEAD],
             ),
             Case(
                 name="something else ended it",

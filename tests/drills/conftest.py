@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from infra.kafka.broker import EmbeddedBroker
-from tests.conftest import ROOT
+from tests.conftest import embedded_broker
 from tests.drills.observatory import SUMMARY, Observatory
 
 
@@ -22,17 +22,8 @@ def pytest_terminal_summary(
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
     """A drill stops it, so it is no other test's."""
-    home = tmp_path_factory.mktemp("kafka-home")
-    jars = ROOT / ".feedloom" / "kafka" / "lib"
-    jars.mkdir(parents=True, exist_ok=True)
-    (home / "kafka").mkdir()
-    (home / "kafka" / "lib").symlink_to(jars, target_is_directory=True)
-    started = EmbeddedBroker(home)
-    try:
-        started.start(attached=True)
+    with embedded_broker(tmp_path_factory.mktemp("kafka-home")) as started:
         yield started
-    finally:
-        started.stop()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from infra.contracts import catalogue
@@ -30,16 +29,21 @@ from infra.kafka.bus import KafkaBus
 from infra.kafka.topics import apply_catalogue
 from infra.local.supervisor import Child, feedloom_command
 from infra.local.watch import PlatformWatch
-from infra.registry.client import RegistryWatcher, change_rollout, publish_version
-from infra.registry.config import ConfigWatcher, publish_config
+from infra.registry.client import RegistryWatcher, publish_version
 from infra.registry.store import ArtifactStore
-from infra.registry.transitions import tried
 from infra.settings import KafkaSettings
 from producers.client import GenerationClient
 from tests import learning
 from tests.conftest import PARTITIONS, ROOT, WORDS, Weights
 from tests.drills.observatory import SUMMARY, Observatory
-from tests.integration.conftest import Gateways, Workers
+from tests.integration.conftest import (
+    Gateways,
+    Workers,
+    child_environment,
+    configure,
+    engine_process,
+    try_out,
+)
 
 pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -151,7 +155,7 @@ class Trainer:
             feedloom_command(["trainer", "run"]),
             log=home / "trainer.log",
             environment={
-                **within(home, kafka),
+                **child_environment(home, kafka),
                 "FEEDLOOM_TRAINER__MODEL": model,
                 "FEEDLOOM_TRAINER__BLOCK_SIZE": "32",
                 "FEEDLOOM_TRAINER__THREADS": "1",
@@ -167,15 +171,6 @@ class Trainer:
         learning.send(
             self.bus, learning.feedback(EXAMPLES, model=self._model, start=start, edit=edit)
         )
-
-
-def within(home: Path, kafka: KafkaSettings) -> dict[str, str]:
-    """For a child's environment."""
-    return {
-        "FEEDLOOM_HOME": str(home),
-        "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers or "",
-        "FEEDLOOM_KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +190,7 @@ def stage(
             "controller",
             feedloom_command(["rollouts", "run", "--interval", "1"]),
             log=vllm_home / "controller.log",
-            environment=within(vllm_home, kafka),
+            environment=child_environment(vllm_home, kafka),
         )
         running.callback(controller.stop, 30)
         trainers = {
@@ -250,14 +245,6 @@ def killed_at(stage: Stage, observatory: Observatory) -> float:
     return at
 
 
-def configure(bus: KafkaBus, key: str, value: str) -> None:
-    """Change a dynamic setting."""
-    watcher, publisher = ConfigWatcher(bus), bus.publisher()
-    publish_config(publisher, watcher, key, value, now_ms=time.time_ns() // 1_000_000)
-    publisher.close()
-    watcher.close()
-
-
 def test_poison_records(drills: Drills, stage: Stage, killed_at: float) -> None:
     since = time.time()
     publisher = stage.words.bus.publisher()
@@ -289,18 +276,10 @@ def test_forgetting_round(drills: Drills, stage: Stage, killed_at: float) -> Non
         check=trainer.child.check,
     )
     watch.close()
-    configure(trainer.bus, "trainer.learning_rate", "1.0")
-    configure(trainer.bus, "trainer.replay_fraction", "0")
+    configure(trainer.bus, trainer__learning_rate="1.0", trainer__replay_fraction="0")
     since = time.time()
     trainer.feed(start=EXAMPLES, edit=" zz zz zz zz zz zz")
     drills.expect(9, since, "Too high a learning rate", feedloom_model="forgetful")
-
-
-def engine_of(worker: Child) -> psutil.Process:
-    """The process that vLLM's engine runs in."""
-    children = psutil.Process(worker.pid).children(recursive=True)
-    (core,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
-    return core
 
 
 def holders(workers: Workers, version: str) -> list[str]:
@@ -312,7 +291,7 @@ def holders(workers: Workers, version: str) -> list[str]:
 def test_bad_candidate(drills: Drills, stage: Stage, weights: Weights, killed_at: float) -> None:
     workers = stage.vllm
     # Else it is withdrawn within a second, and nobody's matter any more.
-    configure(workers.bus, "rollout.auto", "false")
+    configure(workers.bus, rollout__auto="false")
     uri, manifest = ArtifactStore(stage.vllm_home / "artifacts").put(
         weights.second, model="default", version="2"
     )
@@ -328,26 +307,12 @@ def test_bad_candidate(drills: Drills, stage: Stage, weights: Weights, killed_at
             created_at_ms=2,
         ),
     )
-    change_rollout(
-        publisher,
-        registry,
-        lambda state: tried(
-            state,
-            "default",
-            "2",
-            mode="canary",
-            weight=0.5,
-            unit="user",
-            now_ms=time.time_ns() // 1_000_000,
-            actor="drill",
-            reason="a trial",
-        ),
-    )
     publisher.close()
+    try_out(workers.bus, registry, "2", "canary")
     registry.close()
     workers.wait("a worker to have it", lambda: bool(holders(workers, "2")), 120)
     (cohort,) = holders(workers, "2")
-    engine = engine_of(next(one for one in workers.children if one.name == cohort))
+    engine = engine_process(next(one for one in workers.children if one.name == cohort))
     since = time.time()
     engine.suspend()
     with GenerationClient(workers.bus, source="drill") as client:
@@ -377,7 +342,7 @@ def test_bad_candidate(drills: Drills, stage: Stage, weights: Weights, killed_at
         feedloom_version="2",
     )
     since = time.time()
-    configure(workers.bus, "rollout.auto", "true")
+    configure(workers.bus, rollout__auto="true")
     drills.expect(
         7,
         since,
@@ -389,7 +354,7 @@ def test_bad_candidate(drills: Drills, stage: Stage, weights: Weights, killed_at
 
 def test_stuck_partition_and_engine_dead(drills: Drills, stage: Stage, killed_at: float) -> None:
     worker = stage.vllm.children[0]
-    engine = engine_of(worker)
+    engine = engine_process(worker)
     with GenerationClient(stage.vllm.bus, source="drill", cancel_on_close=True) as client:
         for number in range(60):
             client.submit(f"{WORDS} {number}", sampling=LONG)

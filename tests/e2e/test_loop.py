@@ -44,6 +44,7 @@ from producers.client import GenerationClient
 from producers.feedback import FeedbackClient
 from producers.handle import GenerationHandle
 from tests import conventions
+from tests.conftest import share_jars
 from tests.otlp import OtlpReceiver
 from tests.traces import Traces, links_of
 
@@ -245,12 +246,8 @@ def _whole(receiver: OtlpReceiver, handles: list[GenerationHandle]) -> Traces | 
 
 def test_the_demo_reports_every_key_on_a_small_setting(tmp_path: Path) -> None:
     """Through the command, on a broker of its own, as a user runs it."""
-    root = Path(__file__).resolve().parents[2]
     home = tmp_path / "home"
-    (home / "kafka").mkdir(parents=True)
-    jars = root / ".feedloom" / "kafka" / "lib"
-    jars.mkdir(parents=True, exist_ok=True)
-    (home / "kafka" / "lib").symlink_to(jars, target_is_directory=True)
+    share_jars(home)
     report = tmp_path / "report.json"
     small = {
         "FEEDLOOM_HOME": str(home),

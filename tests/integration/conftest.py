@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import httpx
+import psutil
 import pytest
 
 from infra.contracts import catalogue, codec
@@ -22,10 +24,66 @@ from infra.contracts.events import GenerationChunk, ModelVersionPublished, Rollo
 from infra.kafka.bus import KafkaBus
 from infra.local.supervisor import Child, feedloom_command
 from infra.local.watch import PlatformWatch
-from infra.registry.client import publish_rollout, publish_version
+from infra.registry.client import (
+    RegistryWatcher,
+    change_rollout,
+    publish_rollout,
+    publish_version,
+)
+from infra.registry.config import ConfigWatcher, publish_config
 from infra.registry.store import ArtifactStore
+from infra.registry.transitions import tried
 from infra.settings import KafkaSettings
 from producers.gateway.presence import live_gateways
+
+
+def child_environment(home: Path, kafka: KafkaSettings) -> dict[str, str]:
+    """What tells a child process of its home and its broker."""
+    return {
+        "FEEDLOOM_HOME": str(home),
+        "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers or "",
+        "FEEDLOOM_KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
+    }
+
+
+def engine_process(worker: Child) -> psutil.Process:
+    """The process that a worker's vLLM engine runs in."""
+    children = psutil.Process(worker.pid).children(recursive=True)
+    (core,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+    return core
+
+
+def configure(bus: KafkaBus, **settings: str) -> None:
+    """Change dynamic settings: JSON by key, ``__`` for its dot."""
+    watcher, publisher = ConfigWatcher(bus), bus.publisher()
+    for name, value in settings.items():
+        publish_config(publisher, watcher, name.replace("__", "."), value, now_ms=1)
+    publisher.close()
+    watcher.close()
+
+
+def try_out(
+    bus: KafkaBus, registry: RegistryWatcher, version: str, mode: Literal["canary", "shadow"]
+) -> RolloutChanged:
+    """Make a version the candidate, for half of the users."""
+    publisher = bus.publisher()
+    event = change_rollout(
+        publisher,
+        registry,
+        lambda state: tried(
+            state,
+            "default",
+            version,
+            mode=mode,
+            weight=0.5,
+            unit="user",
+            now_ms=time.time_ns() // 1_000_000,
+            actor="test",
+            reason="a trial",
+        ),
+    )
+    publisher.close()
+    return event
 
 
 class Workers:
@@ -101,9 +159,7 @@ class Workers:
             ),
             log=self._home / f"{name}.log",
             environment={
-                "FEEDLOOM_HOME": str(self._home),
-                "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": self._kafka.bootstrap_servers or "",
-                "FEEDLOOM_KAFKA__TOPIC_PREFIX": self._kafka.topic_prefix,
+                **child_environment(self._home, self._kafka),
                 "FEEDLOOM_WORKER__WORKER_ID": name,
                 **{f"FEEDLOOM_WORKER__{key.upper()}": str(value) for key, value in chosen.items()},
             },
@@ -175,11 +231,7 @@ class Gateways:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            "FEEDLOOM_HOME": str(self._home),
-            "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": self._kafka.bootstrap_servers or "",
-            "FEEDLOOM_KAFKA__TOPIC_PREFIX": self._kafka.topic_prefix,
-        }
+        return child_environment(self._home, self._kafka)
 
     def start(self) -> tuple[str, Child]:
         """Its address, once it is ready."""

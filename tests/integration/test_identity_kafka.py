@@ -28,6 +28,8 @@ from infra.kafka.bus import KafkaBus
 from infra.local.supervisor import feedloom_command
 from infra.settings import GatewaySettings, KafkaSettings
 
+from .conftest import child_environment
+
 pytestmark = pytest.mark.kafka
 
 TOPIC = catalogue.KEYS.name
@@ -40,9 +42,7 @@ class Shell:
         self._home = home
         self._environment = {
             **os.environ,
-            "FEEDLOOM_HOME": str(home),
-            "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers or "",
-            "FEEDLOOM_KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
+            **child_environment(home, kafka),
             "LOGNAME": "ann",
         }
 

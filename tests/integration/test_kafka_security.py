@@ -41,6 +41,7 @@ from stream_workers.transactions import (
     Outgoing,
     TransactionalProducer,
 )
+from tests.conftest import share_jars
 from trainer.intake import FeedbackIntake
 
 from .conftest import Workers
@@ -62,10 +63,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """Every component has its user and its rights; the operator made the topics."""
     home, files = tmp_path_factory.mktemp("secured"), tmp_path_factory.mktemp("certificates")
     make_certificates(files)
-    jars = Path(__file__).resolve().parents[2] / ".feedloom" / "kafka" / "lib"
-    jars.mkdir(parents=True, exist_ok=True)
-    (home / "kafka").mkdir()
-    (home / "kafka" / "lib").symlink_to(jars, target_is_directory=True)
+    share_jars(home)
     broker = TlsBroker(home, files)
     try:
         running = Secured(broker, broker.start(attached=True))

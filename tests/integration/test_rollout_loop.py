@@ -6,10 +6,10 @@ alone: the controller must find out which version they like.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -22,9 +22,7 @@ from infra.contracts.events import (
 )
 from infra.kafka.bus import KafkaBus
 from infra.local.supervisor import Child, feedloom_command
-from infra.registry.client import RegistryWatcher, change_rollout
-from infra.registry.config import ConfigWatcher, publish_config
-from infra.registry.transitions import tried
+from infra.registry.client import RegistryWatcher
 from infra.rollouts.controller import ACTOR
 from infra.rollouts.decisions import read_decisions
 from infra.settings import KafkaSettings
@@ -32,7 +30,7 @@ from producers.client import GenerationClient
 from producers.feedback import FeedbackClient
 from tests.conftest import WORDS, Weights
 
-from .conftest import Workers, publish_adapter
+from .conftest import Workers, child_environment, configure, publish_adapter, try_out
 
 pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(500)]
 
@@ -50,42 +48,18 @@ class Place:
             "controller",
             feedloom_command(["rollouts", "run", "--interval", "0.5"]),
             log=home / "controller.log",
-            environment={
-                "FEEDLOOM_HOME": str(home),
-                "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers or "",
-                "FEEDLOOM_KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
-            },
+            environment=child_environment(home, kafka),
         )
 
     def publish_adapter(self, files: Path, version: str) -> None:
         publish_adapter(self.bus, self._home, files, version)
 
     def configure(self, **settings: str) -> None:
-        watcher, publisher = ConfigWatcher(self.bus), self.bus.publisher()
-        for key, value in settings.items():
-            publish_config(publisher, watcher, f"rollout.{key}", value, now_ms=1)
-        publisher.close()
-        watcher.close()
+        configure(self.bus, **{f"rollout.{key}": value for key, value in settings.items()})
 
-    def trial(self, version: str, mode: str = "canary") -> RolloutChanged:
+    def trial(self, version: str, mode: Literal["canary", "shadow"] = "canary") -> RolloutChanged:
         """Half of the users; returns once the worker has it."""
-        publisher = self.bus.publisher()
-        event = change_rollout(
-            publisher,
-            self.registry,
-            lambda state: tried(
-                state,
-                "default",
-                version,
-                mode="shadow" if mode == "shadow" else "canary",
-                weight=0.5,
-                unit="user",
-                now_ms=time.time_ns() // 1_000_000,
-                actor="test",
-                reason="a trial",
-            ),
-        )
-        publisher.close()
+        event = try_out(self.bus, self.registry, version, mode)
         self.workers.wait(
             f"{version} to be loaded",
             lambda: version in self.workers.watch.workers["worker-0"].loaded["default"],

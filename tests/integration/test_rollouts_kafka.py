@@ -25,6 +25,8 @@ from infra.rollouts.controller import ACTOR
 from infra.rollouts.decisions import read_decisions
 from infra.settings import KafkaSettings
 
+from .conftest import child_environment
+
 pytestmark = pytest.mark.kafka
 
 UNITS = 120
@@ -98,11 +100,7 @@ def test_a_much_worse_candidate_is_rolled_back(
         "rollouts",
         feedloom_command(["rollouts", "run", "--interval", "0.2"]),
         log=tmp_path / "rollouts.log",
-        environment={
-            "FEEDLOOM_HOME": str(tmp_path),
-            "FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS": kafka_settings.bootstrap_servers or "",
-            "FEEDLOOM_KAFKA__TOPIC_PREFIX": kafka_settings.topic_prefix,
-        },
+        environment=child_environment(tmp_path, kafka_settings),
     )
     watch = PlatformWatch(kafka_bus)
     try:

@@ -33,6 +33,7 @@ from infra.local.supervisor import Child, feedloom_command
 from infra.settings import KafkaSettings
 from producers.client import GenerationClient
 from producers.handle import GenerationHandle
+from tests.conftest import embedded_broker
 
 from .conftest import Workers
 
@@ -152,17 +153,8 @@ def test_a_worker_that_was_frozen_cannot_answer_what_another_took_over(workers: 
 @pytest.fixture
 def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
     """A broker that a test may restart."""
-    home = tmp_path_factory.mktemp("own-broker")
-    jars = Path(__file__).resolve().parents[2] / ".feedloom" / "kafka" / "lib"
-    jars.mkdir(parents=True, exist_ok=True)
-    (home / "kafka").mkdir()
-    (home / "kafka" / "lib").symlink_to(jars, target_is_directory=True)
-    broker = EmbeddedBroker(home)
-    try:
-        broker.start(attached=True)
+    with embedded_broker(tmp_path_factory.mktemp("own-broker")) as broker:
         yield broker
-    finally:
-        broker.stop()
 
 
 def test_answers_survive_a_restart_of_the_broker(

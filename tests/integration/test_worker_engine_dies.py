@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 
 from infra.contracts import catalogue
@@ -15,7 +14,7 @@ from infra.settings import KafkaSettings
 from producers.client import GenerationClient
 from tests.conftest import WORDS, Weights
 
-from .conftest import Workers
+from .conftest import Workers, engine_process
 
 pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -33,9 +32,7 @@ def test_a_worker_without_an_engine_ends_and_another_goes_on(
         with GenerationClient(workers.bus, source="test") as client:
             handles = [client.submit(f"{WORDS} {n}", sampling=sampling) for n in range(REQUESTS)]
             next(iter(handles[0].stream(60)))
-            children = psutil.Process(first.pid).children(recursive=True)
-            (core,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
-            core.kill()
+            engine_process(first).kill()
             assert first.wait(60) != 0
             workers.children.remove(first)
             workers.start(kv_cache_gb=0.25)

@@ -25,7 +25,6 @@ from infra.contracts.errors import ConfigurationError, FeedloomError
 from infra.files import sha256_of, whole_file
 from observability.instruments import OUTCOME, PILE_DOCUMENTS, PILE_STEP
 from observability.tracing import span
-from trainer import origins
 from trainer.pile import PileRow, read_shards, shard_paths, write_shards
 from trainer.preparation.duplicates import Contamination, exact_copies, near_copies
 from trainer.preparation.mixture import PILE_WEIGHTS, interleave, quotas
@@ -123,8 +122,6 @@ def prepare(plan: Plan, progress: Progress = lambda stage, done, total: None) ->
     """
     with span(_TRACER, "feedloom.pile.prepare", parent=()) as preparing:
         report = _prepare(plan, progress)
-        for name in ("train", "heldout"):
-            origins.note(plan.directory / name)
         preparing.set_attributes(
             {
                 "feedloom.pile.sources": len(report.sources),
