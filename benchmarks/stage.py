@@ -27,7 +27,7 @@ from kafka.errors import KafkaError
 from benchmarks.guard import Guard
 from benchmarks.harness import Broken, project_home
 from infra.contracts.events import ModelVersionPublished, RolloutChanged
-from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.bus import KafkaBus
 from infra.kafka.connection import client_options
 from infra.kafka.topics import apply_catalogue
@@ -51,7 +51,7 @@ class Stage:
         self._guard.note("folder", str(self.home))
         self._children: list[Child] = []
         self._deployments: list[Deployment] = []
-        self._broker = EmbeddedBroker(self.home, heap_mb=heap_mb)
+        self._broker = EmbeddedKafka(self.home, heap_mb=heap_mb)
         self.bootstrap_servers = ""
         self.broker_process: psutil.Process | None = None
 
@@ -74,8 +74,9 @@ class Stage:
         # An empty file: settings of the working directory must not reach the children.
         (self.home / "feedloom.toml").touch()
         status = self._broker.start(attached=True)
-        self._guard.note("group", status.pid)
-        self.broker_process = psutil.Process(status.pid)
+        (pid,) = status.pids
+        self._guard.note("group", pid)
+        self.broker_process = psutil.Process(pid)
         self.bootstrap_servers = status.bootstrap_servers
 
     def deployment(self, prefix: str, *, partitions: int | None = None) -> Deployment:
@@ -130,7 +131,8 @@ class Stage:
 
     def data_bytes(self) -> int:
         """Bytes of the broker's record logs: every topic's, and the group and transaction logs."""
-        return sum(path.stat().st_size for path in (self.home / "kafka" / "data").glob("*/*.log"))
+        logs = self._broker.node(1).folder.glob("data/*/*.log")
+        return sum(path.stat().st_size for path in logs)
 
     def close(self) -> None:
         """Stop everything and remove the home. Safe to call twice."""

@@ -51,7 +51,10 @@ class KafkaSettings(_Section):
     ssl_key_password: str | None = Field(default=None, repr=False)
     ssl_check_hostname: bool = True
     """Off: a certificate from ``ssl_cafile`` is enough, whichever host it was made for."""
-    replication_factor: int = Field(default=1, ge=1)
+    replication_factor: int | None = Field(default=None, ge=1)
+    """Of topics that are created; unset: the broker's ``default.replication.factor``."""
+    min_insync_replicas: int | None = Field(default=None, ge=1)
+    """How many brokers must have a record before it is acknowledged; unset: as the broker says."""
     partitions: int | None = Field(default=None, ge=1)
     """Overrides the catalogue's count for topics with more than one partition."""
     local_port: int = Field(default=0, ge=0, le=65535)
@@ -62,9 +65,17 @@ class KafkaSettings(_Section):
 
     @model_validator(mode="after")
     def _check_security(self) -> Self:
-        for complaint in (*self._sasl_faults(), *self._tls_faults()):
+        for complaint in (*self._replica_faults(), *self._sasl_faults(), *self._tls_faults()):
             raise ValueError(complaint)
         return self
+
+    def _replica_faults(self) -> Iterator[str]:
+        copies, needed = self.replication_factor, self.min_insync_replicas
+        if copies is not None and needed is not None and needed > copies:
+            yield (
+                f"min_insync_replicas {needed} of replication_factor {copies}: nothing could be "
+                "written"
+            )
 
     def _sasl_faults(self) -> Iterator[str]:
         protocol = self.security_protocol

@@ -43,10 +43,13 @@ def faust_app(
     worker: WorkerSettings,
     *,
     partitions: int,
+    replicas: int,
     datadir: Path,
     stored: Stored,
 ) -> Any:
-    """A configured application without agents. ``partitions``: real count of the joined topics."""
+    """A configured application without agents. ``partitions`` and ``replicas``: of the joined
+    topics as they are, for the table that they are joined in.
+    """
     assert kafka.bootstrap_servers is not None
     servers = kafka.bootstrap_servers.split(",")
     app = faust.App(
@@ -58,7 +61,7 @@ def faust_app(
         key_serializer="raw",
         value_serializer="raw",
         topic_partitions=partitions,
-        topic_replication_factor=kafka.replication_factor,
+        topic_replication_factor=replicas,
         topic_disable_leader=True,
         # A rebalance must not wait for the longest generation.
         stream_wait_empty=False,

@@ -39,6 +39,7 @@ from infra.contracts.events import (
     ShadowCompared,
     WorkerStatusReported,
 )
+from infra.kafka.topics import replicas
 from infra.registry.client import RegistryWatcher
 from infra.registry.store import ArtifactStore
 from infra.registry.workers import WorkersWatcher
@@ -232,6 +233,7 @@ async def run_worker(
             kafka,
             options,
             partitions=partitions,
+            replicas=await asyncio.to_thread(replicas, kafka, RESULTS.name),
             datadir=settings.home / "worker",
             stored=producer.committed,
         )

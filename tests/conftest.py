@@ -16,7 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.bus import KafkaBus
 from infra.kafka.topics import apply_catalogue
 from infra.settings import KafkaSettings
@@ -71,10 +71,10 @@ def share_jars(home: Path) -> None:
 
 
 @contextmanager
-def embedded_broker(home: Path) -> Iterator[EmbeddedBroker]:
+def embedded_broker(home: Path) -> Iterator[EmbeddedKafka]:
     """A running broker of an empty home."""
     share_jars(home)
-    broker = EmbeddedBroker(home)
+    broker = EmbeddedKafka(home)
     try:
         broker.start(attached=True)
         yield broker

@@ -1,9 +1,10 @@
-"""A real single-node Kafka broker (KRaft, no ZooKeeper, no Docker) as a child process.
+"""A real Kafka (KRaft, no ZooKeeper, no Docker) of one broker or several, as child processes.
 
-``home/kafka`` holds ``lib`` (jars), ``data``, ``logs``, ``server.properties`` and ``state.json``.
-For development and tests only: one node, replication factor 1, loopback. No authentication, unless
-that was asked for when the home's broker was first started: then clients log in by SCRAM, may do
-only what ACLs allow them, and ``credentials`` holds the passwords (``infra.kafka.credentials``).
+``home/kafka`` holds ``lib`` (jars), a folder a broker, ``layout.json`` (who listens where) and
+``state.json`` (what runs). For development and tests only: loopback. With one broker nothing is
+replicated; with three, everything is, and one may fail. No authentication, unless that was asked
+for when the home's Kafka was first started: then clients log in by SCRAM, may do only what ACLs
+allow them, and ``credentials`` holds the passwords (``infra.kafka.credentials``).
 """
 
 from __future__ import annotations
@@ -13,79 +14,96 @@ import fcntl
 import json
 import shutil
 import socket
-import subprocess
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import psutil
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from infra.contracts.errors import ConfigurationError, FatalError
+from infra.kafka.broker_node import (
+    SMALL_JVM,
+    STOP_TIMEOUT_S,
+    BrokerNode,
+    Layout,
+    NodeStatus,
+    server_properties,
+)
 from infra.kafka.connection import client_options
-from infra.kafka.credentials import ADMIN, Credentials, server_security
+from infra.kafka.credentials import ADMIN, Credentials
 from infra.kafka.jars import fetch_jars, locked_jars
 from infra.kafka.java import find_java
+from infra.kafka.topics import await_in_sync
 from infra.settings import KafkaSettings
-from infra.tether import tethered
 
 START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_MS = 5_000
 POLL_S = 0.1
-SMALL_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
-"""Compile quickly rather than well, collect in one thread.
-
-The optimizing compiler takes a third of a core in a broker's first minutes, which on two cores the
-engine misses: 3,160 against 3,705 tokens/s at 64 streams, TTFT p95 131 against 68 ms.
-"""
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrokerStatus:
-    """A running broker. ``started_at`` is the process's start, in epoch seconds."""
+    """A running Kafka. ``bootstrap_servers`` names all its brokers, ``nodes`` those that run."""
 
     bootstrap_servers: str
-    pid: int
-    started_at: float
+    nodes: tuple[NodeStatus, ...]
     secured: bool = False
 
+    @property
+    def brokers(self) -> int:
+        """How many there are, whether they run or not."""
+        return self.bootstrap_servers.count(",") + 1
 
-class EmbeddedBroker:
-    """Starts, stops and inspects the one broker of a home. Every method works across processes.
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of those that run."""
+        return tuple(node.pid for node in self.nodes)
 
-    ``secured``: with logins and ACLs. A home whose broker was secured once stays so until reset.
+
+class EmbeddedKafka:
+    """Starts, stops and inspects the Kafka of a home. Every method works across processes.
+
+    ``secured``: with logins and ACLs. ``brokers``: how many; unset: as many as the home has, or
+    one. Both hold until reset.
     """
 
     def __init__(
-        self, home: Path, *, port: int = 0, heap_mb: int = 512, secured: bool = False
+        self,
+        home: Path,
+        *,
+        port: int = 0,
+        heap_mb: int = 512,
+        secured: bool = False,
+        brokers: int | None = None,
     ) -> None:
+        if brokers is not None and brokers % 2 == 0:
+            raise ConfigurationError(
+                f"{brokers} brokers: take an odd number, as of {brokers} no more may fail than "
+                f"of {brokers - 1}"
+            )
         self.root = home.resolve() / "kafka"
         self.credentials = Credentials(home)
         self._port = port
         self._heap_mb = heap_mb
         self._asked_secured = secured
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> Path:
-        """The broker's own log."""
-        return self.root / "logs" / "broker.log"
+        self._asked_brokers = brokers
+        self._nodes: dict[int, BrokerNode] = {}
 
     def status(self) -> BrokerStatus | None:
-        """The running broker, or ``None``. A process id used again by another is not mistaken."""
-        if not self._state.is_file():
+        """What runs, or ``None``. A process id used again by another is not mistaken."""
+        layout, running = self._kept_layout(), self._running()
+        if layout is None or not running:
             return None
-        status = BrokerStatus(**json.loads(self._state.read_text()))
-        return status if _process_of(status) is not None else None
+        return BrokerStatus(
+            bootstrap_servers=layout.bootstrap_servers, nodes=running, secured=self._secured
+        )
 
     def start(
         self,
@@ -94,99 +112,144 @@ class EmbeddedBroker:
         attached: bool = False,
         jar_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> BrokerStatus:
-        """Start it, unless it runs; returns once it answers.
+        """Start each broker that does not run; returns once all answer.
 
-        ``attached`` ties the broker's life to the calling thread's; otherwise it outlives the
+        ``attached`` ties the brokers' lives to the calling thread's; otherwise they outlive the
         caller.
 
         Raises:
-            ConfigurationError: no Java, no jars, the port is taken, or the broker is to be secured
-                and its data was made without that.
-            FatalError: the broker ended or did not answer; quotes the end of its log.
+            ConfigurationError: no Java, no jars, a port is taken, or logins or a number of brokers
+                are asked for that the home's data was not made with.
+            FatalError: a broker ended or did not answer; quotes the end of its log.
         """
         say = progress or (lambda line: None)
         self.root.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            running = self.status()
-            if running is not None:
-                self._check_secured(running.secured)
-                return running
-            if self._formatted:
-                self._check_secured(self._secured)
-            java = find_java()
-            jars = locked_jars()
-            fetched = fetch_jars(self.root / "lib", jars, progress=jar_progress)
-            if fetched:
-                say(f"Kafka: {fetched} jars from Maven Central")
-            port = self._choose_port()
-            if self._asked_secured:
-                self.credentials.create(ADMIN)
-            self._write_configuration(port, _free_port())
-            command = [
-                str(java.path),
-                f"-Xmx{self._heap_mb}m",
-                "-XX:+ExitOnOutOfMemoryError",
-                *SMALL_JVM,
-                "-Djava.awt.headless=true",
-                f"-Dlog4j2.configurationFile={self.root / 'log4j2.properties'}",
-                "-cp",
-                # The pinned jars by name: others in a shared folder stay out.
-                ":".join(str(self.root / "lib" / jar.filename) for jar in jars),
-            ]
-            self._format(command)
-            status = self._launch(command, port, attached=attached)
-            self._state.write_text(json.dumps(asdict(status)))
-            self._wait_until_ready(status)
+            self._check_made()
+            running = {node.number: node for node in self._running()}
+            layout = self._choose_layout(running)
+            missing = [number for number in layout.numbers if number not in running]
+            if missing:
+                java = self._java(say, jar_progress)
+                if self._asked_secured:
+                    self.credentials.create(ADMIN)
+                password = self.credentials.create(ADMIN) if self._secured else None
+                for number in missing:
+                    node = self.node(number)
+                    text = server_properties(
+                        layout, number, data=node.folder / "data", admin_password=password
+                    )
+                    node.configure(text + self.extra_properties(layout, number))
+                    node.format(java, layout.cluster_id, admin_password=password)
+                for number in missing:
+                    running[number] = self.node(number).launch(
+                        java, layout.ports[number - 1], attached=attached
+                    )
+                    self._save(running.values())
+                self._wait_until_ready([running[number] for number in missing])
+            status = self.status()
+            if status is None:
+                raise FatalError(f"Kafka ended as soon as it had started: {self.root}")
             return status
 
-    def stop(self) -> bool:
-        """Stop it and wait for its end; ``False`` if it did not run."""
+    def stop(self, number: int | None = None) -> bool:
+        """Stop all brokers, or the one of this number, and wait; ``False`` if none of them ran."""
         if not self.root.is_dir():
             return False
         with self._locked():
-            return self._stop()
+            return self._stop(number)
+
+    def restart(self, progress: Progress | None = None, *, attached: bool = False) -> None:
+        """Restart one broker after the other, each once all data is on all again.
+
+        Raises as :meth:`start`; FatalError also where the others do not catch up.
+        """
+        say = progress or (lambda line: None)
+        status = self.status()
+        if status is None:
+            raise ConfigurationError("Kafka is not running: `feedloom kafka start`")
+        for number in range(1, status.brokers + 1):
+            say(f"broker {number} of {status.brokers}")
+            self.stop(number)
+            started = self.start(attached=attached)
+            await_in_sync(self.settings(started))
 
     def reset(self) -> None:
-        """Delete topics, records and logs; the jars stay. Stops the broker first."""
+        """Delete topics, records and logs; the jars stay. Stops the brokers first."""
         if not self.root.is_dir():
             return
         with self._locked():
             self._stop()
-            for name in ("data", "logs", "credentials"):
-                shutil.rmtree(self.root / name, ignore_errors=True)
-            for name in ("server.properties", "log4j2.properties", "port"):
-                (self.root / name).unlink(missing_ok=True)
+            for folder in (*self.root.glob("broker-*"), self.root / "credentials"):
+                shutil.rmtree(folder, ignore_errors=True)
+            self._layout_file.unlink(missing_ok=True)
 
-    def logs(self, lines: int = 50) -> list[str]:
-        """The last lines of the broker's log."""
-        if not self.log.is_file():
-            return []
-        with self.log.open(encoding="utf-8", errors="replace") as stream:
-            return [line.rstrip("\n") for line in deque(stream, maxlen=lines)]
+    def node(self, number: int) -> BrokerNode:
+        """The broker of this number, from 1."""
+        if number not in self._nodes:
+            self._nodes[number] = BrokerNode(self.root / f"broker-{number}", number)
+        return self._nodes[number]
 
     def settings(self, status: BrokerStatus, user: str = ADMIN) -> KafkaSettings:
         """How to connect to it; where it is secured, as ``user``."""
-        settings = KafkaSettings(bootstrap_servers=status.bootstrap_servers)
-        return self.credentials.log_in(settings, user) if status.secured else settings
+        return self._connection(status.bootstrap_servers, user)
+
+    def extra_properties(self, layout: Layout, number: int) -> str:
+        """More of a broker's configuration; of a name that is given twice the later holds."""
+        return ""
+
+    def _connection(self, servers: str, user: str = ADMIN) -> KafkaSettings:
+        settings = KafkaSettings(bootstrap_servers=servers)
+        return self.credentials.log_in(settings, user) if self._secured else settings
 
     @property
     def _secured(self) -> bool:
         return self.credentials.path(ADMIN).is_file()
 
-    @property
-    def _formatted(self) -> bool:
-        return (self.root / "data" / "meta.properties").is_file()
-
-    def _check_secured(self, secured: bool) -> None:
-        if self._asked_secured and not secured:
+    def _check_made(self) -> None:
+        """That the home's data was made with what is asked for."""
+        layout = self._kept_layout()
+        if layout is None:
+            return
+        made, asked = len(layout.ports), self._asked_brokers
+        if asked is not None and asked != made:
+            raise ConfigurationError(
+                f"the Kafka of {self.root.parent} was made with {made} "
+                f"{'broker' if made == 1 else 'brokers'}, not {asked}: run `feedloom kafka reset`, "
+                "which deletes every record, and start again"
+            )
+        if self._asked_secured and not self._secured and self.node(1).formatted:
             raise ConfigurationError(
                 f"the embedded broker of {self.root.parent} has its data from a time without "
                 "logins: run `feedloom kafka reset`, which deletes every record, and start again"
             )
 
     @property
-    def _state(self) -> Path:
+    def _layout_file(self) -> Path:
+        return self.root / "layout.json"
+
+    @property
+    def _state_file(self) -> Path:
         return self.root / "state.json"
+
+    def _kept_layout(self) -> Layout | None:
+        if not self._layout_file.is_file():
+            return None
+        kept = json.loads(self._layout_file.read_text())
+        return Layout(
+            cluster_id=kept["cluster_id"],
+            ports=tuple(kept["ports"]),
+            controller_ports=tuple(kept["controller_ports"]),
+        )
+
+    def _running(self) -> tuple[NodeStatus, ...]:
+        if not self._state_file.is_file():
+            return ()
+        nodes = [NodeStatus(**one) for one in json.loads(self._state_file.read_text())["nodes"]]
+        return tuple(node for node in nodes if node.process is not None)
+
+    def _save(self, nodes: Iterable[NodeStatus]) -> None:
+        self._state_file.write_text(json.dumps({"nodes": [asdict(node) for node in nodes]}))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -195,154 +258,94 @@ class EmbeddedBroker:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
-    def _stop(self) -> bool:
-        status = self.status()
-        process = _process_of(status) if status is not None else None
-        if process is not None:
+    def _stop(self, number: int | None = None) -> bool:
+        running = self._running()
+        chosen = [node for node in running if number in (None, node.number)]
+        processes = [process for node in chosen if (process := node.process) is not None]
+        for process in processes:
             process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except psutil.TimeoutExpired:
-                process.kill()
-                process.wait(STOP_TIMEOUT_S)
-        if self._process is not None:
-            self._process.wait(STOP_TIMEOUT_S)
-            self._process = None
-        self._state.unlink(missing_ok=True)
-        return process is not None
-
-    def _choose_port(self) -> int:
-        """The port asked for; else the one used last time, if free; else any free one."""
-        kept = self.root / "port"
-        if self._port:
-            if not _is_free(self._port):
-                raise ConfigurationError(
-                    f"port {self._port} is taken by another program: set "
-                    "FEEDLOOM_KAFKA__LOCAL_PORT to a free one, or to 0 to let one be chosen"
-                )
-            port = self._port
+        # All at once: the last of several would wait in vain for others to hand its partitions to.
+        _, late = psutil.wait_procs(processes, STOP_TIMEOUT_S)
+        for process in late:
+            process.kill()
+        psutil.wait_procs(late, STOP_TIMEOUT_S)
+        for node in self._nodes.values():
+            if number in (None, node.number):
+                node.reap()
+        if left := [node for node in running if node not in chosen]:
+            self._save(left)
         else:
-            last = int(kept.read_text()) if kept.is_file() else 0
-            port = last if last and _is_free(last) else _free_port()
-        kept.write_text(str(port))
-        return port
+            self._state_file.unlink(missing_ok=True)
+        return bool(processes)
 
-    def _write_configuration(self, port: int, controller_port: int) -> None:
-        (self.root / "logs").mkdir(exist_ok=True)
-        protocol = "SASL_PLAINTEXT" if self._secured else "PLAINTEXT"
-        text = f"""\
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners={protocol}://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners={protocol}://127.0.0.1:{port}
-controller.listener.names=CONTROLLER
-inter.broker.listener.name={protocol}
-listener.security.protocol.map={protocol}:{protocol},CONTROLLER:{protocol}
-log.dirs={self.root / "data"}
-auto.create.topics.enable=false
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=8
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=8
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-group.initial.rebalance.delay.ms=0
-"""
-        if self._secured:
-            text += server_security(self.credentials.create(ADMIN))
-        configuration = self.root / "server.properties"
-        configuration.unlink(missing_ok=True)
-        # It holds the super user's password.
-        configuration.touch(0o600)
-        configuration.write_text(text)
-        (self.root / "log4j2.properties").write_text(
-            f"""\
-status=warn
-rootLogger.level=info
-rootLogger.appenderRef.file.ref=file
-appender.file.type=RollingFile
-appender.file.name=file
-appender.file.fileName={self.log}
-appender.file.filePattern={self.log}.%i
-appender.file.layout.type=PatternLayout
-appender.file.layout.pattern=%d %-5p %m (%c{{1}})%n
-appender.file.policies.type=SizeBasedTriggeringPolicy
-appender.file.policies.size=10MB
-appender.file.strategy.type=DefaultRolloverStrategy
-appender.file.strategy.max=2
-"""
+    def _choose_layout(self, running: Collection[int]) -> Layout:
+        """Where those that start now listen: as the others know it, else as last time if that is
+        free, else anywhere; the port asked for comes first, the brokers' in a row from it.
+        """
+        kept = self._kept_layout()
+        count = len(kept.ports) if kept is not None else self._asked_brokers or 1
+        if kept is not None and running:
+            for port in (kept.ports[one - 1] for one in kept.numbers if one not in running):
+                self._check_free(port)
+            return kept
+        if self._port:
+            wanted = tuple(range(self._port, self._port + count))
+            for port in wanted:
+                self._check_free(port)
+        else:
+            wanted = kept.ports if kept is not None and all(map(_is_free, kept.ports)) else ()
+        found = [port for port in _free_ports(3 * count) if port not in wanted]
+        layout = Layout(
+            cluster_id=kept.cluster_id if kept is not None else _cluster_id(),
+            ports=wanted or tuple(found[:count]),
+            controller_ports=tuple(found[count : 2 * count]),
         )
+        self._layout_file.write_text(json.dumps(asdict(layout)))
+        return layout
 
-    def _format(self, command: list[str]) -> None:
-        """Give the data folder a cluster id, once."""
-        if self._formatted:
-            return
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        # StorageTool reads a leading dash as an option.
-        cluster = cluster.replace("-", "f", 1) if cluster.startswith("-") else cluster
-        arguments = ["format", "-t", cluster, "-c", str(self.root / "server.properties")]
-        if self._secured:
-            # What StorageTool writes there is as good as the password.
-            (self.root / "data").mkdir(mode=0o700, exist_ok=True)
-            password = self.credentials.create(ADMIN)
-            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
-                arguments += ["-S", f"{mechanism}=[name={ADMIN},password={password}]"]
-        # From a file: everybody on the machine can read a command line.
-        with NamedTemporaryFile("w", dir=self.root, prefix=".format-") as stream:
-            stream.write("\n".join(arguments) + "\n")
-            stream.flush()
-            finished = subprocess.run(
-                [*command, "kafka.tools.StorageTool", f"@{stream.name}"],
-                capture_output=True,
-                text=True,
-                check=False,
+    def _check_free(self, port: int) -> None:
+        if not _is_free(port):
+            raise ConfigurationError(
+                f"port {port} is taken by another program: set FEEDLOOM_KAFKA__LOCAL_PORT to a "
+                "free one, or to 0 to let one be chosen"
             )
-        if finished.returncode != 0:
-            raise FatalError(f"cannot format {self.root / 'data'}:\n{finished.stderr[-2000:]}")
 
-    def _launch(self, command: list[str], port: int, *, attached: bool) -> BrokerStatus:
-        full = [*command, "kafka.Kafka", str(self.root / "server.properties")]
-        with (self.root / "logs" / "console.log").open("wb") as console:
-            self._process = subprocess.Popen(
-                tethered(full) if attached else full,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                # Out of reach of the terminal's Ctrl-C: its starter stops it in order.
-                start_new_session=True,
-                cwd=self.root if not attached else None,
-            )
-        pid = self._process.pid
-        return BrokerStatus(
-            bootstrap_servers=f"127.0.0.1:{port}",
-            pid=pid,
-            started_at=psutil.Process(pid).create_time(),
-            secured=self._secured,
-        )
+    def _java(self, say: Progress, jar_progress: Callable[[int, int], None]) -> list[str]:
+        java = find_java()
+        jars = locked_jars()
+        fetched = fetch_jars(self.root / "lib", jars, progress=jar_progress)
+        if fetched:
+            say(f"Kafka: {fetched} jars from Maven Central")
+        return [
+            str(java.path),
+            f"-Xmx{self._heap_mb}m",
+            "-XX:+ExitOnOutOfMemoryError",
+            *SMALL_JVM,
+            "-Djava.awt.headless=true",
+            "-cp",
+            # The pinned jars by name: others in a shared folder stay out.
+            ":".join(str(self.root / "lib" / jar.filename) for jar in jars),
+        ]
 
-    def _wait_until_ready(self, status: BrokerStatus) -> None:
-        assert self._process is not None
+    def _wait_until_ready(self, started: Sequence[NodeStatus]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        settings = self.settings(status)
-        while not _answers(settings):
-            if self._process.poll() is not None:
-                self._state.unlink(missing_ok=True)
-                raise FatalError(f"Kafka ended while starting:\n{self._log_end()}")
-            if time.monotonic() > deadline:
-                self._stop()
-                raise FatalError(
-                    f"Kafka did not answer within {START_TIMEOUT_S:.0f} s:\n{self._log_end()}"
-                )
+        waiting = list(started)
+        while waiting:
+            status = waiting[0]
+            node = self.node(status.number)
+            if _answers(self._connection(status.address), status.number):
+                waiting.pop(0)
+                continue
+            late = time.monotonic() > deadline
+            if node.ended or late:
+                for one in started:
+                    self._stop(one.number)
+                what = f"did not answer within {START_TIMEOUT_S:.0f} s" if late else "ended"
+                raise FatalError(f"Kafka {what} while starting:\n{node.log_end()}")
             time.sleep(POLL_S)
 
-    def _log_end(self) -> str:
-        console = (self.root / "logs" / "console.log").read_text("utf-8", "replace")
-        return "\n".join([*console.splitlines()[-10:], *self.logs(20)])
 
-
-def _answers(settings: KafkaSettings) -> bool:
+def _answers(settings: KafkaSettings, number: int) -> bool:
     """Whether the broker takes part in its cluster: it lists itself in its metadata."""
     host, port = str(settings.bootstrap_servers).rsplit(":", 1)
     try:
@@ -356,22 +359,18 @@ def _answers(settings: KafkaSettings) -> bool:
     except KafkaError:
         return False
     try:
-        return bool(admin.describe_cluster()["brokers"])
+        brokers = admin.describe_cluster()["brokers"]
+        return any(broker["broker_id"] == number for broker in brokers)
     except KafkaError:
         return False
     finally:
         admin.close()
 
 
-def _process_of(status: BrokerStatus) -> psutil.Process | None:
-    """The broker's process, if that very process still runs."""
-    try:
-        process = psutil.Process(status.pid)
-        same = abs(process.create_time() - status.started_at) < 1.0
-        alive = process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return None
-    return process if same and alive else None
+def _cluster_id() -> str:
+    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    # StorageTool reads a leading dash as an option.
+    return cluster.replace("-", "f", 1) if cluster.startswith("-") else cluster
 
 
 def _is_free(port: int) -> bool:
@@ -384,7 +383,10 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> tuple[int, ...]:
+    """So many, all different: they are held until all are found."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return tuple(int(probe.getsockname()[1]) for probe in probes)

@@ -22,7 +22,7 @@ from kafka.structs import OffsetAndMetadata
 from infra.contracts.bus import Partitions, Record, RecordPosition, TopicPartition, wanted
 from infra.contracts.codec import Headers
 from infra.contracts.errors import ConfigurationError, FeedloomError, RetryableError
-from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.connection import (
     access_refused,
     admin_client,
@@ -376,7 +376,7 @@ def resolve_kafka(settings: Settings) -> KafkaSettings:
     """
     if settings.kafka.bootstrap_servers is not None:
         return settings.kafka
-    status = EmbeddedBroker(settings.home).status()
+    status = EmbeddedKafka(settings.home).status()
     if status is None:
         raise ConfigurationError(
             f"no Kafka broker is set, and the embedded one of {settings.home} does not run: "

@@ -9,6 +9,8 @@ import click
 
 if TYPE_CHECKING:
     from infra.kafka.acls import Deployment
+    from infra.kafka.broker import BrokerStatus
+    from infra.kafka.broker_node import NodeStatus
     from infra.settings import Settings
 
 COMMAND_CONFIG = "admin.properties"
@@ -17,15 +19,20 @@ COMMAND_CONFIG = "admin.properties"
 
 @click.group()
 def kafka() -> None:
-    """Start, stop and inspect the embedded Kafka broker (development and tests only)."""
+    """Start, stop and inspect the embedded Kafka (development and tests only)."""
 
 
 @kafka.command()
 @click.option("--port", type=click.IntRange(0, 65535), help="0 or unset: any free port, then kept.")
 @click.option("--secured", is_flag=True, help="With a user and rights of its own per component.")
+@click.option(
+    "--brokers",
+    type=click.IntRange(1, 9),
+    help="An odd number, until reset; with 3 one may fail. [default: as before, or 1]",
+)
 @click.option("--quiet", is_flag=True, help="Print the address only.")
-def start(port: int | None, secured: bool, quiet: bool) -> None:
-    """Start the broker in the background; fetches Kafka's jars the first time.
+def start(port: int | None, secured: bool, brokers: int | None, quiet: bool) -> None:
+    """Start whichever broker does not run, in the background; fetches Kafka's jars once.
 
     Once --secured, always secured, until `feedloom kafka reset`: clients log in, and each may do
     only what `feedloom topics acls` lists for its component.
@@ -34,15 +41,16 @@ def start(port: int | None, secured: bool, quiet: bool) -> None:
     from rich.progress import Progress
 
     from infra.kafka.access import secure
-    from infra.kafka.broker import EmbeddedBroker
+    from infra.kafka.broker import EmbeddedKafka
     from infra.settings import load_settings
 
     settings = load_settings()
-    broker = EmbeddedBroker(
+    broker = EmbeddedKafka(
         settings.home,
         port=settings.kafka.local_port if port is None else port,
         heap_mb=settings.kafka.local_heap_mb,
         secured=secured,
+        brokers=brokers,
     )
     console = Console(stderr=True)
     with Progress(console=console, disable=quiet or not console.is_terminal) as bars:
@@ -58,7 +66,7 @@ def start(port: int | None, secured: bool, quiet: bool) -> None:
     click.echo(
         status.bootstrap_servers
         if quiet
-        else f"Kafka answers at {status.bootstrap_servers} (pid {status.pid})"
+        else f"Kafka answers at {status.bootstrap_servers} ({_processes(status)})"
     )
     if status.secured and not quiet:
         click.echo(
@@ -68,43 +76,76 @@ def start(port: int | None, secured: bool, quiet: bool) -> None:
 
 
 @kafka.command()
-def stop() -> None:
-    """Stop the broker; its records stay."""
-    from infra.kafka.broker import EmbeddedBroker
+@click.option("--broker", type=click.IntRange(min=1), help="This one of several only.")
+def stop(broker: int | None) -> None:
+    """Stop the brokers; their records stay."""
+    from infra.kafka.broker import EmbeddedKafka
     from infra.settings import load_settings
 
-    stopped = EmbeddedBroker(load_settings().home).stop()
-    click.echo("Kafka has stopped" if stopped else "Kafka was not running")
+    stopped = EmbeddedKafka(load_settings().home).stop(broker)
+    who = "Kafka" if broker is None else f"broker {broker}"
+    click.echo(f"{who} has stopped" if stopped else f"{who} was not running")
+
+
+@kafka.command()
+def restart() -> None:
+    """Restart one broker after the other, each when the data of the last is whole again."""
+    from infra.kafka.broker import EmbeddedKafka
+    from infra.settings import load_settings
+
+    settings = load_settings()
+    EmbeddedKafka(settings.home, heap_mb=settings.kafka.local_heap_mb).restart(
+        lambda line: click.echo(line, err=True)
+    )
+    click.echo("every broker was restarted, and has all data")
 
 
 @kafka.command(name="status")
 def show_status() -> None:
-    """Say whether the broker runs and where; exit status 1 if it does not."""
-    from infra.kafka.broker import EmbeddedBroker
+    """Say what runs and where; exit status 1 if a broker does not."""
+    from infra.kafka.broker import EmbeddedKafka
+    from infra.kafka.topics import behind
     from infra.settings import load_settings
 
-    status = EmbeddedBroker(load_settings().home).status()
+    kafka = EmbeddedKafka(load_settings().home)
+    status = kafka.status()
     if status is None:
         click.echo("Kafka is not running: `feedloom kafka start`")
         raise SystemExit(1)
-    minutes = (time.time() - status.started_at) / 60
     how = ", secured" if status.secured else ""
+    if status.brokers == 1:
+        (node,) = status.nodes
+        click.echo(f"Kafka runs at {node.address} (pid {node.pid}, up {_minutes(node)} min{how})")
+        return
+    running = {node.number: node for node in status.nodes}
+    click.echo(f"Kafka runs at {status.bootstrap_servers}{how}")
+    for number in range(1, status.brokers + 1):
+        if (one := running.get(number)) is None:
+            click.echo(f"  broker {number}: not running: `feedloom kafka start`")
+        else:
+            click.echo(f"  broker {number}: {one.address} (pid {one.pid}, up {_minutes(one)} min)")
+    late = behind(kafka.settings(status))
     click.echo(
-        f"Kafka runs at {status.bootstrap_servers} (pid {status.pid}, up {minutes:.0f} min{how})"
+        f"  {len(late)} partitions are not whole on all their brokers, such as {late[0]}"
+        if late
+        else "  every partition is whole on all its brokers"
     )
+    if len(running) < status.brokers:
+        raise SystemExit(1)
 
 
 @kafka.command()
 @click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(min=1))
-def logs(lines: int) -> None:
-    """Print the end of the broker's log."""
-    from infra.kafka.broker import EmbeddedBroker
+@click.option("--broker", default=1, show_default=True, type=click.IntRange(min=1))
+def logs(lines: int, broker: int) -> None:
+    """Print the end of a broker's log."""
+    from infra.kafka.broker import EmbeddedKafka
     from infra.settings import load_settings
 
-    broker = EmbeddedBroker(load_settings().home)
-    found = broker.logs(lines)
+    node = EmbeddedKafka(load_settings().home).node(broker)
+    found = node.logs(lines)
     if not found:
-        click.echo(f"no log yet at {broker.log}", err=True)
+        click.echo(f"no log yet at {node.log}", err=True)
     for line in found:
         click.echo(line)
 
@@ -112,13 +153,13 @@ def logs(lines: int) -> None:
 @kafka.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def reset(yes: bool) -> None:
-    """Stop the broker and delete every topic and record of it; the jars stay."""
-    from infra.kafka.broker import EmbeddedBroker
+    """Stop the brokers and delete every topic and record; the jars stay."""
+    from infra.kafka.broker import EmbeddedKafka
     from infra.settings import load_settings
 
-    broker = EmbeddedBroker(load_settings().home)
+    broker = EmbeddedKafka(load_settings().home)
     if not yes:
-        click.confirm(f"Delete every record under {broker.root / 'data'}?", abort=True)
+        click.confirm(f"Delete every record under {broker.root}?", abort=True)
     broker.reset()
     click.echo("Kafka's data is gone")
 
@@ -214,6 +255,14 @@ def acls(components: tuple[str, ...], principal: str | None, form: str, apply_th
             )
     else:
         click.echo("\n\n".join(rules.as_text(*one) for one in sets))
+
+
+def _processes(status: BrokerStatus) -> str:
+    return ", ".join(f"pid {pid}" for pid in status.pids)
+
+
+def _minutes(node: NodeStatus) -> int:
+    return round((time.time() - node.started_at) / 60)
 
 
 def _deployment(settings: Settings) -> Deployment:

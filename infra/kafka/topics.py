@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError
+from kafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from infra.contracts.catalogue import TopicSpec, all_topics
+from infra.contracts.errors import FatalError
 from infra.kafka.connection import admin_client, permitted, reachable
 from infra.settings import KafkaSettings
+
+IN_SYNC_TIMEOUT_S = 120.0
+POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,7 @@ def apply_catalogue(settings: KafkaSettings, *, partitions: int | None = None) -
     changes: list[str] = []
     specs = all_topics()
     wanted = {spec.name: _partitions(spec, settings, partitions) for spec in specs}
+    configs = {spec.name: {**spec.config, **_durability(settings)} for spec in specs}
     with (
         reachable(settings),
         admin_client(settings) as admin,
@@ -46,8 +52,9 @@ def apply_catalogue(settings: KafkaSettings, *, partitions: int | None = None) -
         new = {
             settings.topic_prefix + spec.name: {
                 "num_partitions": wanted[spec.name],
-                "replication_factor": settings.replication_factor,
-                "configs": spec.config,
+                # -1: the broker's own (KIP-464).
+                "replication_factor": settings.replication_factor or -1,
+                "configs": configs[spec.name],
             }
             for spec in specs
             if spec.name not in present
@@ -68,7 +75,9 @@ def apply_catalogue(settings: KafkaSettings, *, partitions: int | None = None) -
                 admin.create_partitions({name: wanted[spec.name]})
                 changes.append(f"{name}: {state.partitions} to {wanted[spec.name]} partitions")
             different = {
-                key: value for key, value in spec.config.items() if state.config.get(key) != value
+                key: value
+                for key, value in configs[spec.name].items()
+                if state.config.get(key) != value
             }
             if different:
                 admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, different)])
@@ -94,6 +103,45 @@ def missing_topics(settings: KafkaSettings) -> list[str]:
     absent = UnknownTopicOrPartitionError.errno
     missing = {names[one["name"]] for one in described if one["error_code"] == absent}
     return [name for name in names.values() if name in missing]
+
+
+def replicas(settings: KafkaSettings, topic: str) -> int:
+    """How many brokers have a topic's records, where all are well."""
+    name = settings.topic_prefix + topic
+    action = f"describe topic {name}"
+    with reachable(settings), admin_client(settings) as admin, permitted(settings, action):
+        (described,) = admin.describe_topics([name])
+        if described["error_code"]:
+            raise for_code(described["error_code"])(name)
+    return min(len(one["replica_nodes"]) for one in described["partitions"])
+
+
+def behind(settings: KafkaSettings) -> list[str]:
+    """Partitions, of all topics, that some of their brokers do not have whole: ``topic/0``."""
+    with reachable(settings), admin_client(settings) as admin:
+        return [
+            f"{topic['name']}/{partition['partition_index']}"
+            for topic in admin.describe_topics()
+            for partition in topic["partitions"]
+            if len(partition["isr_nodes"]) < len(partition["replica_nodes"])
+        ]
+
+
+def await_in_sync(settings: KafkaSettings) -> None:
+    """Return once every partition is whole on all its brokers. Raises FatalError."""
+    deadline = time.monotonic() + IN_SYNC_TIMEOUT_S
+    while found := behind(settings):
+        if time.monotonic() > deadline:
+            raise FatalError(
+                f"{len(found)} partitions are not in sync after {IN_SYNC_TIMEOUT_S:.0f} s, such as "
+                f"{found[0]}: see the brokers' logs (`feedloom kafka logs`)"
+            )
+        time.sleep(POLL_S)
+
+
+def _durability(settings: KafkaSettings) -> dict[str, str]:
+    in_sync = settings.min_insync_replicas
+    return {} if in_sync is None else {"min.insync.replicas": str(in_sync)}
 
 
 def _partitions(spec: TopicSpec, settings: KafkaSettings, override: int | None) -> int:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from infra.contracts import catalogue
 from infra.contracts.errors import FeedloomError
-from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.bus import connect, resolve_kafka
 from infra.kafka.java import find_java
 from infra.kafka.topics import missing_topics
@@ -102,7 +102,7 @@ def _memory(settings: Settings) -> Finding:
 
 
 def _broker(settings: Settings) -> Finding:
-    if settings.kafka.bootstrap_servers is None and EmbeddedBroker(settings.home).status() is None:
+    if settings.kafka.bootstrap_servers is None and EmbeddedKafka(settings.home).status() is None:
         return Finding(
             check="broker",
             verdict="warning",
@@ -115,7 +115,7 @@ def _broker(settings: Settings) -> Finding:
 
 
 def _topics(settings: Settings) -> Finding:
-    if settings.kafka.bootstrap_servers is None and EmbeddedBroker(settings.home).status() is None:
+    if settings.kafka.bootstrap_servers is None and EmbeddedKafka(settings.home).status() is None:
         return Finding(check="topics", verdict="warning", detail="not checked: no broker runs")
     missing = missing_topics(resolve_kafka(settings))
     return Finding(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from infra.contracts.errors import FatalError
-from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.bus import KafkaBus, resolve_kafka
 from infra.kafka.topics import apply_catalogue
 from infra.local.supervisor import Supervisor, feedloom_command
@@ -57,7 +57,7 @@ class LocalPlatform:
         self._trace_ui = trace_ui
         self._engine = engine
         self._extra = dict(environment or {})
-        self._broker: EmbeddedBroker | None = None
+        self._broker: EmbeddedKafka | None = None
         self._owns_broker = False
         self._secured = False
         self._supervisor: Supervisor | None = None
@@ -148,13 +148,14 @@ class LocalPlatform:
         if kafka.bootstrap_servers is not None:
             self._say(f"Kafka at {kafka.bootstrap_servers}, as the settings say")
             return kafka
-        self._broker = EmbeddedBroker(
+        self._broker = EmbeddedKafka(
             self.settings.home, port=kafka.local_port, heap_mb=kafka.local_heap_mb
         )
         self._owns_broker = self._broker.status() is None
         status = self._broker.start(progress=self._say, attached=True)
         self._secured = status.secured
-        self._say(f"Kafka at {status.bootstrap_servers} (pid {status.pid})")
+        pids = ", ".join(f"pid {pid}" for pid in status.pids)
+        self._say(f"Kafka at {status.bootstrap_servers} ({pids})")
         return resolve_kafka(self.settings)
 
     def _bootstrap(self, environment: Mapping[str, str]) -> None:

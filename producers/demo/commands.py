@@ -106,11 +106,11 @@ def prepare_state(shared: Path) -> Path:
     Raises ConfigurationError when an earlier demo's broker still runs there.
     """
     from infra.contracts.errors import ConfigurationError
-    from infra.kafka.broker import EmbeddedBroker
+    from infra.kafka.broker import EmbeddedKafka
 
     state = shared / "demo" / "state"
     if state.exists():
-        if EmbeddedBroker(state).status() is not None:
+        if EmbeddedKafka(state).status() is not None:
             raise ConfigurationError(
                 f"another demo is running in {state}; wait for it, or stop its broker with "
                 f"`FEEDLOOM_HOME={state} feedloom kafka stop`"

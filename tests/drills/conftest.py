@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.broker import EmbeddedKafka
 from tests.conftest import embedded_broker
 from tests.drills.observatory import SUMMARY, Observatory
 
@@ -20,7 +20,7 @@ def pytest_terminal_summary(
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]:
     """A drill stops it, so it is no other test's."""
     with embedded_broker(tmp_path_factory.mktemp("kafka-home")) as started:
         yield started

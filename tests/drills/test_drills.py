@@ -24,7 +24,7 @@ import pytest
 
 from infra.contracts import catalogue
 from infra.contracts.events import ModelVersionPublished, SamplingParameters
-from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.bus import KafkaBus
 from infra.kafka.topics import apply_catalogue
 from infra.local.supervisor import Child, feedloom_command
@@ -108,7 +108,7 @@ def drills(observatory: Observatory, pytestconfig: pytest.Config) -> Iterator[Dr
     pytestconfig.stash[SUMMARY] = made.show()
 
 
-def deployment(broker: EmbeddedBroker, prefix: str) -> tuple[KafkaSettings, KafkaBus]:
+def deployment(broker: EmbeddedKafka, prefix: str) -> tuple[KafkaSettings, KafkaBus]:
     """Topics of its own."""
     status = broker.status()
     assert status is not None
@@ -144,7 +144,7 @@ class Stage:
 class Trainer:
     """A trainer of a tiny model, in a deployment of its own; waits for feedback."""
 
-    def __init__(self, broker: EmbeddedBroker, home: Path, model: str, **options: object) -> None:
+    def __init__(self, broker: EmbeddedKafka, home: Path, model: str, **options: object) -> None:
         kafka, self.bus = deployment(broker, f"{model}.")
         settings = learning.settings_at(home, kafka)
         learning.register(settings, self.bus, learning.prepare(settings), model=model)
@@ -176,7 +176,7 @@ class Trainer:
 @pytest.fixture(scope="module")
 def stage(
     observatory: Observatory,
-    broker: EmbeddedBroker,
+    broker: EmbeddedKafka,
     weights: Weights,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stage]:
@@ -217,7 +217,7 @@ def stage(
         words = Workers(bus, kafka, home)
         running.callback(words.close)
         quick = [words.launch(name=name) for name in ("words-1", "words-2")]
-        gateways = Gateways(bus, kafka, home)
+        gateways = Gateways(kafka, home)
         running.callback(gateways.close)
         key = gateways.key("drill", "caller")
         gateway, _ = gateways.start()
@@ -382,7 +382,7 @@ def test_trainer_killed(drills: Drills, killed_at: float) -> None:
 
 
 def test_broker_down(
-    drills: Drills, stage: Stage, broker: EmbeddedBroker, killed_at: float
+    drills: Drills, stage: Stage, broker: EmbeddedKafka, killed_at: float
 ) -> None:
     def ask() -> int:
         answer = httpx.post(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,6 @@ from infra.registry.config import ConfigWatcher, publish_config
 from infra.registry.store import ArtifactStore
 from infra.registry.transitions import tried
 from infra.settings import KafkaSettings
-from producers.gateway.presence import live_gateways
 
 
 def child_environment(home: Path, kafka: KafkaSettings) -> dict[str, str]:
@@ -223,8 +223,7 @@ def publish_adapter(bus: KafkaBus, home: Path, files: Path, version: str) -> Non
 class Gateways:
     """Starts gateways and stops them."""
 
-    def __init__(self, bus: KafkaBus, kafka: KafkaSettings, home: Path) -> None:
-        self._bus = bus
+    def __init__(self, kafka: KafkaSettings, home: Path) -> None:
         self._kafka = kafka
         self._home = home
         self.children: list[Child] = []
@@ -246,11 +245,10 @@ class Gateways:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             child.check()
-            for one in live_gateways(self._bus, now_ms=time.time_ns() // 1_000_000):
-                if one.gateway_id == name:
-                    with suppress(httpx.TransportError):
-                        if httpx.get(f"{one.url}/readyz").status_code == 200:
-                            return one.url, child
+            if said := re.search(r" listens on (http://\S+)", child.log_tail(1000)):
+                with suppress(httpx.TransportError):
+                    if httpx.get(f"{said[1]}/readyz").status_code == 200:
+                        return said[1], child
             time.sleep(0.05)
         raise AssertionError(f"{name} did not become ready")
 
@@ -284,10 +282,8 @@ def workers(
 
 
 @pytest.fixture
-def gateways(
-    kafka_bus: KafkaBus, kafka_settings: KafkaSettings, tmp_path: Path
-) -> Iterator[Gateways]:
-    running = Gateways(kafka_bus, kafka_settings, tmp_path)
+def gateways(kafka_settings: KafkaSettings, tmp_path: Path) -> Iterator[Gateways]:
+    running = Gateways(kafka_settings, tmp_path)
     try:
         yield running
     finally:

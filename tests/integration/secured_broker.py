@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from infra.kafka.acls import Component, Deployment
-from infra.kafka.broker import BrokerStatus, EmbeddedBroker
+from infra.kafka.broker import BrokerStatus, EmbeddedKafka
+from infra.kafka.broker_node import Layout
 from infra.settings import KafkaSettings
 
 PREFIX = "sec."
@@ -23,7 +24,7 @@ PLAIN_PASSWORD = "in-the-clear-but-over-tls"
 KEY_PASSWORD = "of-the-key"
 
 
-class TlsBroker(EmbeddedBroker):
+class TlsBroker(EmbeddedKafka):
     """The secured broker of a home, with two listeners more."""
 
     def __init__(self, home: Path, files: Path) -> None:
@@ -31,16 +32,13 @@ class TlsBroker(EmbeddedBroker):
         self.files = files
         self.plain_port, self.mutual_port = _free_port(), _free_port()
 
-    def _write_configuration(self, port: int, controller_port: int) -> None:
-        super()._write_configuration(port, controller_port)
+    def extra_properties(self, layout: Layout, number: int) -> str:
+        controller = f"CONTROLLER://127.0.0.1:{layout.controller_ports[number - 1]}"
         plain = f"SASL_SSL://127.0.0.1:{self.plain_port}"
         mutual = f"SSL://127.0.0.1:{self.mutual_port}"
-        scram = f"SASL_PLAINTEXT://127.0.0.1:{port}"
-        # Of a name that is given twice the later holds.
-        with (self.root / "server.properties").open("a") as stream:
-            stream.write(
-                f"""\
-listeners={scram},{plain},{mutual},CONTROLLER://127.0.0.1:{controller_port}
+        scram = f"SASL_PLAINTEXT://127.0.0.1:{layout.ports[number - 1]}"
+        return f"""\
+listeners={scram},{plain},{mutual},{controller}
 advertised.listeners={scram},{plain},{mutual}
 listener.security.protocol.map=SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL,\
 CONTROLLER:SASL_PLAINTEXT
@@ -55,7 +53,6 @@ listener.name.sasl_ssl.plain.sasl.jaas.config=\
 org.apache.kafka.common.security.plain.PlainLoginModule required \
 user_client="{PLAIN_PASSWORD}" user_worker="{PLAIN_PASSWORD}";
 """
-            )
 
 
 @dataclass(frozen=True)

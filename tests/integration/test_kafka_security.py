@@ -323,7 +323,7 @@ def _as_localhost(settings: KafkaSettings) -> KafkaSettings:
 
 
 def test_passwords_are_in_files_of_their_owner_and_in_no_log(secured: Secured) -> None:
-    root, credentials = secured.broker.root, secured.broker.credentials
+    root, credentials = secured.broker.node(1).folder, secured.broker.credentials
     assert stat.S_IMODE(credentials.folder.stat().st_mode) == 0o700
     private = [credentials.path(one) for one in (ADMIN, *COMPONENTS)]
     private += [root / "server.properties"]

@@ -26,7 +26,7 @@ from infra.contracts.events import (
     GenerationResult,
     SamplingParameters,
 )
-from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.bus import KafkaBus
 from infra.kafka.topics import apply_catalogue
 from infra.local.supervisor import Child, feedloom_command
@@ -151,15 +151,13 @@ def test_a_worker_that_was_frozen_cannot_answer_what_another_took_over(workers: 
 
 
 @pytest.fixture
-def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]:
     """A broker that a test may restart."""
     with embedded_broker(tmp_path_factory.mktemp("own-broker")) as broker:
         yield broker
 
 
-def test_answers_survive_a_restart_of_the_broker(
-    own_broker: EmbeddedBroker, tmp_path: Path
-) -> None:
+def test_answers_survive_a_restart_of_the_broker(own_broker: EmbeddedKafka, tmp_path: Path) -> None:
     """The client is a process of its own: kafka-python leaks sockets when a broker goes away."""
     status = own_broker.status()
     assert status is not None

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from infra.contracts.errors import ConfigurationError
-from infra.kafka.broker import EmbeddedBroker
+from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.jars import Jar, fetch_jars, locked_jars
 from infra.kafka.java import find_java, java_major
 
@@ -69,10 +69,12 @@ def test_a_missing_java_names_the_command_that_installs_one(
 
 
 def test_a_process_id_used_again_is_not_taken_for_the_broker(tmp_path: Path) -> None:
-    broker = EmbeddedBroker(tmp_path)
+    broker = EmbeddedKafka(tmp_path)
     (tmp_path / "kafka").mkdir()
-    state = {"bootstrap_servers": "127.0.0.1:1", "pid": os.getpid(), "started_at": 1.0}
-    (tmp_path / "kafka" / "state.json").write_text(json.dumps(state))
+    layout = {"cluster_id": "x", "ports": [1], "controller_ports": [2]}
+    (tmp_path / "kafka" / "layout.json").write_text(json.dumps(layout))
+    node = {"number": 1, "port": 1, "pid": os.getpid(), "started_at": 1.0}
+    (tmp_path / "kafka" / "state.json").write_text(json.dumps({"nodes": [node]}))
     assert broker.status() is None
     assert broker.stop() is False
     assert psutil.pid_exists(os.getpid())
