@@ -33,6 +33,7 @@ SUMMARIES = {
     "models": "Build, publish, list, compare and verify model versions.",
     "models.replay": "Put past requests to a version, and compare its answers.",
     "pile": "Prepare, inspect and count text for training.",
+    "plan": "Plan a deployment: GPUs, partitions, brokers, clusters, regions.",
     "publish": "Publish a file of prompts and collect the results.",
     "rollouts": "Watch canaries: promote, hold or roll back; show their figures.",
     "top": "Watch the platform: lag, workers, tokens, versions, dead letters.",
