@@ -236,8 +236,7 @@ class MemoryEngine:
         return count
 
     async def close(self) -> None:
-        """Nothing to free."""
-        self._active.clear()
+        """Nothing to free; whoever still reads a stream ends it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,7 +254,9 @@ class _Completion:
         self.index = index
         self.finished = False
         self._sampling = sampling
-        draw = random.Random(source if index == 0 else f"{source} {index}")
+        draw = random.Random(  # nosec B311 # the same words again for the same request
+            source if index == 0 else f"{source} {index}"
+        )
         choice = sampling.structured.choice if sampling.structured is not None else None
         words = [f"{word} " for word in text.split()]
         if choice is not None:

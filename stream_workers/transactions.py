@@ -5,6 +5,11 @@ group member: a worker that lost its partitions without noticing could still com
 twice. Version 3 (KIP-447) carries generation and member id, and the broker refuses an outdated
 one. OffsetFetch version 7 can ask for stable offsets only: while another worker's transaction is
 being completed, the broker says so instead of giving out the offsets from before it.
+
+A broker that dies takes longer to be replaced than a transaction may stay open, and the coordinator
+then rolls the transaction back and refuses its producer, as it refuses one that another process of
+the same id has taken the place of. InitProducerId version 4 (KIP-360) names the producer that it
+asks for: the broker lets the first go on, and only the second stays out.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from aiokafka.errors import (
     IllegalGenerationError,
     IllegalOperation,
     InvalidProducerEpoch,
+    KafkaConnectionError,
     KafkaError,
     NodeNotReadyError,
     NotCoordinatorError,
@@ -34,27 +40,18 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
     for_code,
 )
-from aiokafka.producer.sender import BaseHandler, Sender
+from aiokafka.producer.sender import BaseHandler, InitPIDHandler, Sender
 from aiokafka.producer.transaction_manager import TransactionState
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import (
-    Boolean,
-    CompactArray,
-    CompactString,
-    Int16,
-    Int32,
-    Int64,
-    Schema,
-    TaggedFields,
-)
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from infra.contracts.errors import ConfigurationError, FatalError, RetryableError
+from stream_workers.coordinator_requests import OffsetFetch, ResumeProducer, TxnOffsetCommit
 
 RETRY_BACKOFF_MS = 20
 UNSTABLE_OFFSET_COMMIT = 88
 FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH, FENCED_INSTANCE_ID = 110, 113, 82
-PRODUCER_FENCED = 90
+INVALID_PRODUCER_EPOCH, PRODUCER_FENCED = 47, 90
+RESUME_TIMEOUT_S = 30.0
 
 
 class TransactionFailed(RetryableError):
@@ -106,13 +103,14 @@ class TransactionalProducer:
         self, *, transactional_id: str, timeout_s: float, client_options: Mapping[str, Any]
     ) -> None:
         self.transactional_id = transactional_id
-        self._producer = aiokafka.AIOKafkaProducer(
-            transactional_id=transactional_id,
-            transaction_timeout_ms=int(timeout_s * 1000),
+        self._options = {
+            "transactional_id": transactional_id,
+            "transaction_timeout_ms": int(timeout_s * 1000),
             # After a commit the next transaction must wait for the markers, milliseconds.
-            retry_backoff_ms=RETRY_BACKOFF_MS,
+            "retry_backoff_ms": RETRY_BACKOFF_MS,
             **client_options,
-        )
+        }
+        self._producer = aiokafka.AIOKafkaProducer(**self._options)
         self._sender = _MemberSender(self._producer)
 
     async def start(self) -> None:
@@ -153,7 +151,8 @@ class TransactionalProducer:
 
         Raises:
             OwnershipLost: the group no longer knows ``member`` under that generation.
-            TransactionFailed: a record or the commit was refused; the transaction is rolled back.
+            TransactionFailed: a record or the commit was refused, or it took too long; the
+                transaction is rolled back.
             TransactionsFenced: no transaction will ever succeed here again.
         """
         try:
@@ -190,19 +189,21 @@ class TransactionalProducer:
 
     async def _roll_back(self, error: BaseException) -> None:
         manager = self._producer._txn_manager
-        if isinstance(error, ProducerFenced) or manager.is_fatal_error():
+        if isinstance(error, TransactionalIdAuthorizationFailed):
             raise TransactionsFenced(
-                f"transactional id {self.transactional_id} is unusable here "
-                f"({type(error).__name__}: {error}): does another worker run under the same "
-                "worker_id?"
+                f"transactional id {self.transactional_id} may no longer be used"
             ) from error
+        if isinstance(error, ProducerFenced) or manager.is_fatal_error():
+            await self._resume(error)
+            return
         ended = manager.wait_for_transaction_end()
         if ended.done() and not ended.cancelled():
             ended.exception()  # it is this very error; asyncio complains when nobody looks
         try:
             await self._producer.abort_transaction()
-        except (KafkaError, AssertionError) as second:
-            raise TransactionsFenced(f"a transaction could not be rolled back: {second}") from error
+        except (KafkaError, AssertionError):
+            await self._resume(error)
+            return
         if isinstance(
             error,
             IllegalGenerationError
@@ -211,6 +212,32 @@ class TransactionalProducer:
             | _MemberRefused,
         ):
             raise OwnershipLost(f"{type(error).__name__}: {error}") from error
+
+    async def _resume(self, error: BaseException) -> None:
+        """Go on as this very producer with a new epoch, which rolls back what it left open.
+
+        Raises TransactionsFenced: there is a newer one. TransactionFailed: not now.
+        """
+        manager = self._producer._txn_manager
+        fresh = aiokafka.AIOKafkaProducer(**self._options)
+        sender = _MemberSender(fresh)
+        sender.resume(manager.producer_id, manager.producer_epoch)
+        try:
+            await asyncio.wait_for(fresh.start(), RESUME_TIMEOUT_S)
+        except ProducerFenced as fenced:
+            await fresh.stop()
+            raise TransactionsFenced(
+                f"transactional id {self.transactional_id} is unusable here "
+                f"({type(error).__name__}: {error}): does another worker run under the same "
+                "worker_id?"
+            ) from fenced
+        except (KafkaError, TimeoutError) as second:
+            await fresh.stop()
+            raise TransactionFailed(
+                f"the producer cannot go on yet ({type(second).__name__}: {second})"
+            ) from error
+        broken, self._producer, self._sender = self._producer, fresh, sender
+        await broken.stop()
 
     async def committed(
         self, group_id: str, partitions: Sequence[TopicPartition], *, timeout_s: float
@@ -240,9 +267,14 @@ class TransactionalProducer:
         try:
             node = await sender._find_coordinator(CoordinationType.GROUP, group_id)
             response = await client.send(
-                node, _OffsetFetch(group_id, partitions), group=ConnectionGroup.COORDINATION
+                node, OffsetFetch(group_id, partitions), group=ConnectionGroup.COORDINATION
             )
-        except (NodeNotReadyError, RequestTimedOutError, CoordinatorNotAvailableError):
+        except (
+            NodeNotReadyError,
+            RequestTimedOutError,
+            CoordinatorNotAvailableError,
+            KafkaConnectionError,
+        ):
             sender._coordinator_dead(CoordinationType.GROUP)
             return None
         codes = [response.error_code]
@@ -285,6 +317,15 @@ class _MemberSender:
         self._manager = producer._txn_manager
         self._manager.error_transaction = self._fail
 
+    def resume(self, producer_id: int, epoch: int) -> None:
+        """Ask for this producer's next epoch at the start; refused if another one has its place."""
+
+        async def ask(node_id: int) -> bool:
+            asked: bool = await _ResumeHandler(self._sender, producer_id, epoch).do(node_id)
+            return asked
+
+        self._sender._do_init_pid = ask
+
     def _fail(self, error: BaseException) -> None:
         manager = self._manager
         manager._transition_to(TransactionState.ABORTABLE_ERROR)
@@ -304,6 +345,26 @@ class _MemberSender:
         await _MemberOffsetCommit(self._sender, offsets, self.member).do(node)
 
 
+class _ResumeHandler(InitPIDHandler):  # type: ignore[misc]
+    """As aiokafka's, of a producer that is known already."""
+
+    def __init__(self, sender: Any, producer_id: int, epoch: int) -> None:
+        super().__init__(sender)
+        self._known = (producer_id, epoch)
+
+    def create_request(self) -> Any:
+        manager = self._sender._txn_manager
+        return ResumeProducer(
+            manager.transactional_id, manager.transaction_timeout_ms, *self._known
+        )
+
+    def handle_response(self, response: Any) -> float | None:
+        if response.error_code in (INVALID_PRODUCER_EPOCH, PRODUCER_FENCED):
+            raise ProducerFenced()
+        backoff: float | None = super().handle_response(response)
+        return backoff
+
+
 class _MemberOffsetCommit(BaseHandler):  # type: ignore[misc]
     """As aiokafka's TxnOffsetCommitHandler, with the member's identity and its refusals."""
 
@@ -315,7 +376,13 @@ class _MemberOffsetCommit(BaseHandler):  # type: ignore[misc]
         self._member = member
 
     def create_request(self) -> Any:
-        return _TxnOffsetCommit(self._sender._txn_manager, self._offsets, self._member)
+        manager = self._sender._txn_manager
+        return TxnOffsetCommit(
+            manager.transactional_id,
+            (manager.producer_id, manager.producer_epoch),
+            self._member,
+            self._offsets,
+        )
 
     def handle_response(self, response: Any) -> float | None:
         """Seconds to wait before another try, ``None`` when it is settled."""
@@ -352,149 +419,3 @@ class _MemberOffsetCommit(BaseHandler):  # type: ignore[misc]
 
 
 _MEMBER_CODES = (FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH, FENCED_INSTANCE_ID)
-
-_TAGS = ("tags", TaggedFields)
-_NAME = ("name", CompactString("utf-8"))
-
-
-def _by_topic(partitions: Mapping[TopicPartition, Any]) -> dict[str, list[tuple[int, Any]]]:
-    topics: dict[str, list[tuple[int, Any]]] = {}
-    for position, value in sorted(partitions.items()):
-        topics.setdefault(position.topic, []).append((position.partition, value))
-    return topics
-
-
-class _TxnOffsetCommitResponse(Response):  # type: ignore[misc]
-    API_KEY = 28
-    API_VERSION = 3
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "topics",
-            CompactArray(
-                _NAME,
-                (
-                    "partitions",
-                    CompactArray(("partition_index", Int32), ("error_code", Int16), _TAGS),
-                ),
-                _TAGS,
-            ),
-        ),
-        _TAGS,
-    )
-
-
-class _TxnOffsetCommitRequest(RequestStruct):  # type: ignore[misc]
-    FLEXIBLE_VERSION = True
-    API_KEY = 28
-    API_VERSION = 3
-    RESPONSE_TYPE = _TxnOffsetCommitResponse
-    SCHEMA = Schema(
-        ("transactional_id", CompactString("utf-8")),
-        ("group_id", CompactString("utf-8")),
-        ("producer_id", Int64),
-        ("producer_epoch", Int16),
-        ("generation_id", Int32),
-        ("member_id", CompactString("utf-8")),
-        ("group_instance_id", CompactString("utf-8")),
-        (
-            "topics",
-            CompactArray(
-                _NAME,
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition_index", Int32),
-                        ("committed_offset", Int64),
-                        ("committed_leader_epoch", Int32),
-                        ("committed_metadata", CompactString("utf-8")),
-                        _TAGS,
-                    ),
-                ),
-                _TAGS,
-            ),
-        ),
-        _TAGS,
-    )
-
-
-class _TxnOffsetCommit(Request[_TxnOffsetCommitRequest]):  # type: ignore[misc]
-    API_KEY = 28
-
-    def __init__(self, manager: Any, offsets: Any, member: GroupMember) -> None:
-        self._manager = manager
-        self._offsets = offsets
-        self._member = member
-
-    def build(self, request_struct_class: Any) -> Any:
-        topics: list[Any] = [
-            (topic, [(index, stored.offset, -1, stored.metadata, {}) for index, stored in rows], {})
-            for topic, rows in _by_topic(self._offsets).items()
-        ]
-        return request_struct_class(
-            self._manager.transactional_id,
-            self._member.group_id,
-            self._manager.producer_id,
-            self._manager.producer_epoch,
-            self._member.generation,
-            self._member.member_id,
-            None,
-            topics,
-            {},
-        )
-
-
-class _OffsetFetchResponse(Response):  # type: ignore[misc]
-    API_KEY = 9
-    API_VERSION = 7
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "topics",
-            CompactArray(
-                _NAME,
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition_index", Int32),
-                        ("committed_offset", Int64),
-                        ("committed_leader_epoch", Int32),
-                        ("metadata", CompactString("utf-8")),
-                        ("error_code", Int16),
-                        _TAGS,
-                    ),
-                ),
-                _TAGS,
-            ),
-        ),
-        ("error_code", Int16),
-        _TAGS,
-    )
-
-
-class _OffsetFetchRequest(RequestStruct):  # type: ignore[misc]
-    FLEXIBLE_VERSION = True
-    API_KEY = 9
-    API_VERSION = 7
-    RESPONSE_TYPE = _OffsetFetchResponse
-    SCHEMA = Schema(
-        ("group_id", CompactString("utf-8")),
-        ("topics", CompactArray(_NAME, ("partition_indexes", CompactArray(Int32)), _TAGS)),
-        ("require_stable", Boolean),
-        _TAGS,
-    )
-
-
-class _OffsetFetch(Request[_OffsetFetchRequest]):  # type: ignore[misc]
-    API_KEY = 9
-
-    def __init__(self, group_id: str, partitions: Sequence[TopicPartition]) -> None:
-        self._group_id = group_id
-        self._partitions = partitions
-
-    def build(self, request_struct_class: Any) -> Any:
-        topics = _by_topic(dict.fromkeys(self._partitions))
-        named: list[Any] = [
-            (topic, [index for index, _ in rows], {}) for topic, rows in topics.items()
-        ]
-        return request_struct_class(self._group_id, named, True, {})

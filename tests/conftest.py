@@ -101,14 +101,17 @@ def _docker_answers() -> bool:
         client.close()
 
 
-@pytest.fixture
-def kafka_settings(kafka_bootstrap: str) -> KafkaSettings:
-    """Topics of its own for each test, with three partitions."""
-    settings = KafkaSettings(
-        bootstrap_servers=kafka_bootstrap, topic_prefix=f"t{uuid.uuid4().hex[:8]}."
-    )
+def new_deployment(bootstrap: str) -> KafkaSettings:
+    """Topics of its own, with three partitions."""
+    settings = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=f"t{uuid.uuid4().hex[:8]}.")
     apply_catalogue(settings, partitions=PARTITIONS)
     return settings
+
+
+@pytest.fixture
+def kafka_settings(kafka_bootstrap: str) -> KafkaSettings:
+    """A deployment for each test."""
+    return new_deployment(kafka_bootstrap)
 
 
 @pytest.fixture

@@ -45,10 +45,15 @@ class Replicas:
             self.urls.append(url)
 
     def remove(self, url: str) -> None:
-        """Take it out; returns when no call is on its way to it."""
+        """Take it out; returns when it has begun each call that was sent to it.
+
+        A connection that waits to be accepted is reset when its process stops listening. They are
+        accepted in turn: once a later one is answered, none waits.
+        """
         with self._changed:
             self.urls.remove(url)
             assert self._changed.wait_for(lambda: self._unsent[url] == 0, timeout=CALL_TIMEOUT_S)
+        httpx.get(f"{url}/healthz", timeout=CALL_TIMEOUT_S).raise_for_status()
 
 
 class Callers:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -35,6 +36,7 @@ from infra.registry.config import ConfigWatcher, publish_config
 from infra.registry.store import ArtifactStore
 from infra.registry.transitions import tried
 from infra.settings import KafkaSettings
+from tests.conftest import Weights, new_deployment
 
 
 def child_environment(home: Path, kafka: KafkaSettings) -> dict[str, str]:
@@ -268,6 +270,29 @@ class Gateways:
         for child in self.children:
             if child.exit_status is None:
                 child.stop(30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A deployment with one vLLM worker, which may serve two adapters beside version 1."""
+
+    kafka: KafkaSettings
+    home: Path
+    workers: Workers
+
+
+@pytest.fixture(scope="session")
+def served(
+    kafka_bootstrap: str, weights: Weights, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """Shared, as an engine takes a minute to start: a test may leave another version stable."""
+    kafka, home = new_deployment(kafka_bootstrap), tmp_path_factory.mktemp("served")
+    workers = Workers(KafkaBus(kafka), kafka, home, model=weights.first)
+    try:
+        workers.start(max_adapters=2, max_adapter_rank=8, kv_cache_gb=0.25)
+        yield Served(kafka=kafka, home=home, workers=workers)
+    finally:
+        workers.close()
 
 
 @pytest.fixture

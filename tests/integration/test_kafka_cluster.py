@@ -124,10 +124,11 @@ def lag(settings: KafkaSettings) -> int:
 
 
 def test_every_topic_is_on_three_brokers_and_needs_two(settings: KafkaSettings) -> None:
+    ours = [settings.topic_prefix + spec.name for spec in catalogue.all_topics()]
     with admin_client(settings) as admin:
-        topics = {one["name"]: one["partitions"] for one in admin.describe_topics()}
-    ours = {settings.topic_prefix + spec.name for spec in catalogue.all_topics()}
-    assert ours <= set(topics)
+        # Of a topic that is new a broker may hear a little later than another.
+        admin.wait_for_topics(ours)
+        topics = {one["name"]: one["partitions"] for one in admin.describe_topics(ours)}
     for name in ours:
         assert {len(one["replica_nodes"]) for one in topics[name]} == {BROKERS}, name
     assert behind(settings) == []

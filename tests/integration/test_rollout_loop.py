@@ -20,17 +20,15 @@ from infra.contracts.events import (
     SamplingParameters,
     ShadowCompared,
 )
-from infra.kafka.bus import KafkaBus
 from infra.local.supervisor import Child, feedloom_command
 from infra.registry.client import RegistryWatcher
 from infra.rollouts.controller import ACTOR
 from infra.rollouts.decisions import read_decisions
-from infra.settings import KafkaSettings
 from producers.client import GenerationClient
 from producers.feedback import FeedbackClient
 from tests.conftest import WORDS, Weights
 
-from .conftest import Workers, child_environment, configure, publish_adapter, try_out
+from .conftest import Served, child_environment, configure, publish_adapter, try_out
 
 pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(500)]
 
@@ -39,16 +37,16 @@ USERS = 400
 
 
 class Place:
-    """A platform with one vLLM worker and a rollout controller."""
+    """The deployment with a rollout controller."""
 
-    def __init__(self, workers: Workers, kafka: KafkaSettings, home: Path) -> None:
-        self.workers, self.bus, self._home = workers, workers.bus, home
+    def __init__(self, served: Served) -> None:
+        self.workers, self.bus, self._home = served.workers, served.workers.bus, served.home
         self.registry = RegistryWatcher(self.bus)
         self.controller = Child(
             "controller",
             feedloom_command(["rollouts", "run", "--interval", "0.5"]),
-            log=home / "controller.log",
-            environment=child_environment(home, kafka),
+            log=served.home / "controller.log",
+            environment=child_environment(served.home, served.kafka),
         )
 
     def publish_adapter(self, files: Path, version: str) -> None:
@@ -83,17 +81,12 @@ class Place:
 
 
 @pytest.fixture
-def place(
-    kafka_bus: KafkaBus, kafka_settings: KafkaSettings, weights: Weights, tmp_path: Path
-) -> Iterator[Place]:
-    workers = Workers(kafka_bus, kafka_settings, tmp_path, model=weights.first)
-    made = Place(workers, kafka_settings, tmp_path)
+def place(served: Served) -> Iterator[Place]:
+    made = Place(served)
     try:
-        workers.start(max_adapters=2, max_adapter_rank=8)
         yield made
     finally:
         made.close()
-        workers.close()
 
 
 def judge_until(place: Place, liked: str, state: str) -> dict[str | None, Counter[str]]:

@@ -52,10 +52,10 @@ class Group:
         coordinator = consumer._coordinator
         return GroupMember(self.group_id, coordinator.generation, coordinator.member_id)
 
-    async def producer(self, name: str) -> TransactionalProducer:
+    async def producer(self, name: str, timeout_s: float = 10) -> TransactionalProducer:
         producer = TransactionalProducer(
             transactional_id=f"{self.group_id}.{name}",
-            timeout_s=10,
+            timeout_s=timeout_s,
             client_options={"bootstrap_servers": self.servers},
         )
         await producer.start()
@@ -136,6 +136,33 @@ async def test_a_record_that_cannot_be_written_takes_the_offsets_back(
         )
     assert await producer.committed(group.group_id, [group.partition], timeout_s=10) == {}
     await consumer.stop()
+
+
+async def test_a_transaction_that_took_too_long_is_rolled_back_and_the_next_one_goes_on(
+    group: Group, kafka_bus: KafkaBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a broker dies: the coordinator gives the transaction up, and its producer's epoch."""
+    producer = await group.producer("slow", timeout_s=1)
+    consumer = await group.join()
+    member = group.member(consumer)
+    commit = producer._producer.commit_transaction
+
+    async def late() -> None:
+        # Offsets are stable again once the broker has rolled back what they belong to.
+        await producer.committed(group.group_id, [group.partition], timeout_s=60)
+        await commit()
+
+    monkeypatch.setattr(producer._producer, "commit_transaction", late)
+    records = [Outgoing(group.results, b"k", b"once")]
+    with pytest.raises(TransactionFailed):
+        await producer.commit(records, {group.partition: Committed(3, "")}, member)
+    assert await producer.committed(group.group_id, [group.partition], timeout_s=10) == {}
+    await producer.commit(records, {group.partition: Committed(3, "")}, member)
+    stored = await producer.committed(group.group_id, [group.partition], timeout_s=10)
+    assert stored[group.partition].offset == 3
+    assert await asyncio.to_thread(read, kafka_bus) == [b"once"]
+    await consumer.stop()
+    await producer.stop()
 
 
 async def test_a_second_process_of_the_same_id_fences_the_first_and_ends_its_transaction(
