@@ -20,6 +20,7 @@ GROUP = "feedloom.commands"
 
 # Summaries live here, so that --help need not import torch or vllm to learn them.
 SUMMARIES = {
+    "backup": "Back up and restore registry, rollouts, settings and keys.",
     "config": "Show and change dynamic settings.",
     "demo": "Run the whole loop on real Kafka and real vLLM, and print a report.",
     "dlq": "List, show, replay and drop dead letters.",

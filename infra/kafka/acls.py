@@ -136,7 +136,11 @@ _TOPICS: dict[Component, _Topics] = {
     ),
     "operator": _Topics(
         reads=all_topics(),
-        writes=(*_DEAD, REGISTRY, ROLLOUTS, CONFIG, CONFIG_HISTORY, KEYS),
+        # All that a restored backup writes, besides what people change.
+        writes=(
+            *(*_DEAD, REGISTRY, ROLLOUTS, DECISIONS),
+            *(CONFIG, CONFIG_HISTORY, KEYS, FILES, BATCHES),
+        ),
         dead_letters=_DEAD,
     ),
 }

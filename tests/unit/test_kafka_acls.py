@@ -106,15 +106,15 @@ def test_who_writes_what_is_decided_for_every_topic() -> None:
         "feedback.examples": {"worker"} | mending,
         "model.registry": {"trainer", "operator"},
         "model.rollouts": {"trainer", "rollouts", "console", "operator"},
-        "model.decisions": {"rollouts"},
+        "model.decisions": {"rollouts", "operator"},
         "platform.config": mending,
         "platform.config.history": mending,
         "platform.keys": {"operator"},
         "platform.workers": {"worker"},
         "platform.gateways": gateways,
         "gateway.admissions": gateways,
-        "gateway.files": gateways,
-        "gateway.batches": gateways,
+        "gateway.files": gateways | {"operator"},
+        "gateway.batches": gateways | {"operator"},
     }
 
 
@@ -348,6 +348,7 @@ def test_every_client_of_the_platform_takes_its_security_from_the_settings() -> 
         ("infra/kafka/partition_lag.py", "KafkaAdminClient", "client_options(self._settings)"),
         ("infra/kafka/partition_lag.py", "KafkaConsumer", "client_options(self._settings)"),
         ("infra/kafka/topic_sizes.py", "KafkaAdminClient", "client_options(self._settings)"),
+        ("infra/recovery/writing.py", "KafkaProducer", "client_options(settings)"),
         ("stream_workers/app.py", "App", "broker_credentials"),
-        ("stream_workers/transactions.py", "AIOKafkaProducer", "client_options"),
+        ("stream_workers/transactions.py", "AIOKafkaProducer", "self._options"),
     }

@@ -1,0 +1,1 @@
+"""Backup and restore of the topics that a rebuilt platform starts from."""
