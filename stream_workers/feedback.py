@@ -3,9 +3,15 @@
 The table around it is in ``app``. Either side may come first. Whenever a result and new feedback
 meet, the merged example of all feedback so far is given out; it replaces the older one under the
 same key. Once somebody asked to forget a request, nothing is kept of it but that.
+
+A principal has one rating, one score and one edit of an answer: the newest. What is kept of an
+answer is bounded, so that nobody makes its state, which is written anew with each word, grow
+without end. Whoever names no principal is taken for somebody else each time, within the bound.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import msgspec
 
@@ -19,6 +25,11 @@ from infra.contracts.events import (
 from observability.instruments import ARM, FEEDBACK, FEEDBACK_KIND, OUTCOME
 
 _KINDS = ("rating", "score", "edited_text", "pair", "comment")
+
+MOST_BY_ONE = 32
+"""Words on one answer that are kept of a principal, and of all who name none: the newest."""
+MOST = 256
+"""Words on one answer that are kept in all: of the principals who came first."""
 
 Joined = GenerationResult | FeedbackReceived | FeedbackForgotten
 
@@ -59,7 +70,7 @@ def join(
     """
     following, found = _joined(state, event, origin)
     if isinstance(event, FeedbackReceived):
-        _count(event, following, _outcome(state, event))
+        _count(event, following, _outcome(state, event, following))
     elif isinstance(event, GenerationResult) and isinstance(found, FeedbackExample):
         for early in following.feedback:
             _count(early, following, "joined")
@@ -79,17 +90,48 @@ def _joined(
             return state, None
         state = JoinState(result=event, feedback=state.feedback, origin=tuple(origin))
     elif event.feedback_id not in {known.feedback_id for known in state.feedback}:
-        state = msgspec.structs.replace(state, feedback=(*state.feedback, event))
+        state = msgspec.structs.replace(state, feedback=_with(state.feedback, event))
     if state.result is None or not state.feedback:
         return state, None
     return state, _merge(state.result, state.feedback)
 
 
-def _outcome(state: JoinState, event: FeedbackReceived) -> str:
+def _with(
+    feedback: tuple[FeedbackReceived, ...], event: FeedbackReceived
+) -> tuple[FeedbackReceived, ...]:
+    """What is kept once ``event`` came: the same, in whatever order one principal's words come."""
+    own = sorted((one for one in (*feedback, event) if one.principal == event.principal), key=_age)
+    full = len(feedback) >= MOST
+    if len(own) > MOST_BY_ONE or (full and len(own) > 1):
+        return tuple(one for one in (*feedback, event) if one != own[0])
+    return feedback if full else (*feedback, event)
+
+
+def _age(event: FeedbackReceived) -> tuple[int, str]:
+    return event.created_at_ms, event.feedback_id
+
+
+def _standing(feedback: Iterable[FeedbackReceived], kind: str) -> list[FeedbackReceived]:
+    """Those that count for one kind, in order of arrival: the newest of each principal."""
+    newest: dict[str, FeedbackReceived] = {}
+    for item in sorted(feedback, key=_age):
+        if item.principal is not None and getattr(item, kind) is not None:
+            newest[item.principal] = item
+    return [
+        item
+        for item in feedback
+        if getattr(item, kind) is not None
+        and (item.principal is None or newest[item.principal] is item)
+    ]
+
+
+def _outcome(state: JoinState, event: FeedbackReceived, following: JoinState) -> str:
     if state.forgotten:
         return "forgotten"
     if event.feedback_id in {known.feedback_id for known in state.feedback}:
         return "repeated"
+    if event not in following.feedback:
+        return "left out"
     return "early" if state.result is None else "joined"
 
 
@@ -104,8 +146,9 @@ def _count(event: FeedbackReceived, state: JoinState, outcome: str) -> None:
 
 
 def _merge(result: GenerationResult, feedback: tuple[FeedbackReceived, ...]) -> FeedbackExample:
-    scores = [item.score for item in feedback if item.score is not None]
-    edits = [item.edited_text for item in feedback if item.edited_text is not None]
+    ratings = [item.rating for item in _standing(feedback, "rating")]
+    scores = [item.score for item in _standing(feedback, "score") if item.score is not None]
+    edits = [item.edited_text for item in _standing(feedback, "edited_text")]
     return FeedbackExample(
         request_id=result.request_id,
         prompt=result.prompt,
@@ -114,8 +157,8 @@ def _merge(result: GenerationResult, feedback: tuple[FeedbackReceived, ...]) -> 
         model_versions=result.model_versions,
         feedback_ids=tuple(item.feedback_id for item in feedback),
         updated_at_ms=max(item.created_at_ms for item in feedback),
-        ups=sum(item.rating == "up" for item in feedback),
-        downs=sum(item.rating == "down" for item in feedback),
+        ups=ratings.count("up"),
+        downs=ratings.count("down"),
         score=sum(scores) / len(scores) if scores else None,
         edited_text=edits[-1] if edits else None,
         pairs=tuple(item.pair for item in feedback if item.pair is not None),

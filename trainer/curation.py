@@ -2,28 +2,31 @@
 
 Of one answer: an edit speaks first, then the preferred text of the newest pair, then the answer
 itself if more thumbs went up than down. Between answers: the same answer to the same prompt is
-rated by the sum of its thumbs, and of two texts the one that most people preferred stands; where
-people are evenly divided, nothing is learnt. An answer that most people rejected is no target.
-Newer feedback comes first where a principal's share is used up.
+rated by the sum of its thumbs, and of two texts the one that most people preferred stands, with one
+say a principal however often it was said; where people are evenly divided, nothing is learnt. An
+answer that most people rejected is no target. Of what is left of each kind, a principal contributes
+its share (``trainer.shares``), newest first.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
 from infra.contracts.events import FeedbackExample
+from trainer.shares import NOBODY, Claim, Givers, Limit, in_turns, tenant_of, within
 
 MINIMUM_CHARACTERS = 8
 MAXIMUM_CHARACTERS = 20_000
-NOBODY = ""
-"""The principal of feedback that names none."""
+BEYOND = "beyond a principal's share"
+
+T = TypeVar("T", "Completion", "Preference", "Rating")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,26 +60,33 @@ class Rating:
 
 @dataclass(frozen=True, kw_only=True)
 class CurationRules:
-    """``max_share`` (0 to 1): of the examples, that one principal may contribute.
+    """``max_share`` (0 to 1): of each kind of material, that one principal may contribute.
 
-    With fewer principals than that share allows for, each may contribute an equal one.
-    ``max_age_s``: older feedback is left out; ``None`` keeps all. ``scrub`` takes personal data
-    out of a text.
+    With few principals it is what the typical one contributes, if that is more.
+    ``max_tenant_share``: likewise of a tenant, whatever names its principals have. ``limit``: of
+    each kind, the most that is kept, everybody in turns. ``max_age_s``: older feedback is left out;
+    ``None`` keeps all. ``scrub`` takes personal data out of a text.
     """
 
-    max_share: float = 0.25
+    max_share: float = 0.1
+    max_tenant_share: float = 1.0
+    limit: int | None = None
     max_age_s: float | None = None
     scrub: Callable[[str], str] = field(default=lambda text: text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curated:
-    """What was kept, and how many examples, or parts of them, were left out for which reason."""
+    """What was kept, and how many examples, or parts of them, were left out for which reason.
+
+    ``principals``: how many of each kind each of them gave.
+    """
 
     completions: tuple[Completion, ...] = ()
     preferences: tuple[Preference, ...] = ()
     ratings: tuple[Rating, ...] = ()
     dropped: Counter[str] = field(default_factory=Counter)
+    principals: Mapping[str, Counter[str]] = field(default_factory=dict)
 
     @property
     def request_ids(self) -> tuple[str, ...]:
@@ -122,15 +132,29 @@ def curate(
     rules = rules or CurationRules()
     dropped: Counter[str] = Counter()
     newest = sorted(examples, key=lambda one: (-one.updated_at_ms, one.request_id))
-    kept = _within_shares(_recent(newest, rules, now_ms, dropped), rules.max_share, dropped)
-    scrubbed = [_scrubbed(example, rules.scrub) for example in kept]
-    ratings = _ratings(scrubbed, dropped)
-    bad = {(one.prompt, one.output) for one in ratings if not one.desirable}
+    scrubbed = [
+        _scrubbed(example, rules.scrub) for example in _recent(newest, rules, now_ms, dropped)
+    ]
+    rated = _ratings(scrubbed, dropped)
+    bad = {(one.item.prompt, one.item.output) for one in rated if not one.item.desirable}
+    completed = _completions(scrubbed, bad, heldout, dropped)
+    preferred = _preferences(scrubbed, heldout, dropped)
+    completions = _within_shares(completed, rules)
+    preferences = _within_shares(preferred, rules)
+    ratings = _within_shares(rated, rules)
+    given = _requests(completed) | _requests(preferred) | _requests(rated)
+    kept = _requests(completions) | _requests(preferences) | _requests(ratings)
+    _count(dropped, BEYOND, len(given - kept))
     return Curated(
-        completions=_completions(scrubbed, bad, heldout, dropped),
-        preferences=_preferences(scrubbed, heldout, dropped),
-        ratings=ratings,
+        completions=tuple(one.item for one in completions),
+        preferences=tuple(one.item for one in preferences),
+        ratings=tuple(one.item for one in ratings),
         dropped=dropped,
+        principals={
+            "completions": _by_principal(completions),
+            "preferences": _by_principal(preferences),
+            "ratings": _by_principal(ratings),
+        },
     )
 
 
@@ -145,34 +169,26 @@ def _recent(
     return kept
 
 
-def _within_shares(
-    examples: Sequence[FeedbackExample], max_share: float, dropped: Counter[str]
-) -> list[FeedbackExample]:
-    """The newest of each principal, up to its share of what is kept."""
-    counts = Counter(one for example in examples for one in _principals(example))
-    if not counts:
-        return []
-    share = max(max_share, 1 / len(counts))
-    total = len(examples)
-    # Capping one principal makes the whole smaller, and so the cap.
-    while True:
-        cap = max(1, math.floor(share * total))
-        capped = sum(min(count, cap) for count in counts.values())
-        if capped >= total:
-            break
-        total = capped
-    used: Counter[str] = Counter()
-    kept = []
-    for example in examples:
-        principals = _principals(example)
-        if all(used[one] < cap for one in principals):
-            used.update(principals)
-            kept.append(example)
-    _count(dropped, "beyond a principal's share", len(examples) - len(kept))
-    return kept
+def _within_shares(claims: Sequence[Claim[T]], rules: CurationRules) -> list[Claim[T]]:
+    """What of one kind of material is kept."""
+    if rules.limit is not None:
+        claims = in_turns(claims)[: rules.limit]
+    limits = [
+        Limit(share=rules.max_share),
+        Limit(share=rules.max_tenant_share, name_of=tenant_of),
+    ]
+    return within(claims, [limit for limit in limits if limit.share < 1])
 
 
-def _principals(example: FeedbackExample) -> tuple[str, ...]:
+def _requests(claims: Iterable[Claim[T]]) -> set[str]:
+    return {claim.item.request_id for claim in claims}
+
+
+def _by_principal(claims: Iterable[Claim[T]]) -> Counter[str]:
+    return Counter(one for claim in claims for one in claim.givers[0])
+
+
+def _givers(example: FeedbackExample) -> Givers:
     return example.principals or (NOBODY,)
 
 
@@ -191,20 +207,45 @@ def _scrubbed(example: FeedbackExample, scrub: Callable[[str], str]) -> Feedback
     )
 
 
-def _ratings(examples: Sequence[FeedbackExample], dropped: Counter[str]) -> tuple[Rating, ...]:
-    votes: Counter[tuple[str, str]] = Counter()
-    first: dict[tuple[str, str], str] = {}
+class _Votes:
+    """Of one question: what each set of givers says in all, and who says yes, newest first."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self._sums: Counter[Givers] = Counter()
+
+    def add(self, givers: Givers, votes: int) -> None:
+        self._sums[givers] += votes
+
+    @property
+    def outcome(self) -> int:
+        """Above 0: yes. However often somebody says something, it is said once."""
+        return sum(max(-len(who), min(len(who), votes)) for who, votes in self._sums.items())
+
+    def of(self, side: int) -> tuple[Givers, ...]:
+        """Who is of this side, 1 or -1."""
+        return tuple(who for who, votes in self._sums.items() if votes * side > 0)
+
+
+def _ratings(examples: Sequence[FeedbackExample], dropped: Counter[str]) -> list[Claim[Rating]]:
+    asked: dict[tuple[str, str], _Votes] = {}
     for example in examples:
         if example.ups or example.downs:
             key = (example.prompt, example.output)
-            votes[key] += example.ups - example.downs
-            first.setdefault(key, example.request_id)
-    _count(dropped, "people disagree about an answer", sum(not vote for vote in votes.values()))
-    return tuple(
-        Rating(request_id=first[key], prompt=key[0], output=key[1], desirable=vote > 0)
-        for key, vote in votes.items()
-        if vote and key[1].strip()
-    )
+            votes = asked.setdefault(key, _Votes(example.request_id))
+            votes.add(_givers(example), example.ups - example.downs)
+    divided = sum(not votes.outcome for votes in asked.values())
+    _count(dropped, "people disagree about an answer", divided)
+    return [
+        Claim(
+            item=Rating(
+                request_id=votes.request_id, prompt=prompt, output=output, desirable=outcome > 0
+            ),
+            givers=votes.of(1 if outcome > 0 else -1),
+        )
+        for (prompt, output), votes in asked.items()
+        if (outcome := votes.outcome) and output.strip()
+    ]
 
 
 def _completions(
@@ -212,8 +253,9 @@ def _completions(
     bad: AbstractSet[tuple[str, str]],
     heldout: AbstractSet[str],
     dropped: Counter[str],
-) -> tuple[Completion, ...]:
+) -> list[Claim[Completion]]:
     found: dict[tuple[str, str], Completion] = {}
+    givers: defaultdict[tuple[str, str], dict[Givers, None]] = defaultdict(dict)
     for example in examples:
         target = target_of(example)
         if target is None:
@@ -222,6 +264,7 @@ def _completions(
             dropped["too short or too long"] += 1
         elif (example.prompt, target) in found:
             dropped["duplicate"] += 1
+            givers[example.prompt, target].setdefault(_givers(example))
         elif (example.prompt, target) in bad:
             dropped["most people rejected it"] += 1
         elif _occurs(target, heldout):
@@ -230,15 +273,20 @@ def _completions(
             found[example.prompt, target] = Completion(
                 request_id=example.request_id, prompt=example.prompt, target=target
             )
-    return tuple(found.values())
+            givers[example.prompt, target].setdefault(_givers(example))
+    return [
+        Claim(item=one, givers=tuple(givers[key]), size=len(one.target))
+        for key, one in found.items()
+    ]
 
 
 def _preferences(
     examples: Sequence[FeedbackExample], heldout: AbstractSet[str], dropped: Counter[str]
-) -> tuple[Preference, ...]:
+) -> list[Claim[Preference]]:
     """Pairs as given, and an edit as preferred to the answer it replaces."""
-    votes: Counter[tuple[str, str, str]] = Counter()
-    first: dict[tuple[str, str, str], str] = {}
+    # Both directions of a pair are one question: is the text that sorts first the better one?
+    asked: dict[tuple[str, str, str], _Votes] = {}
+    said: dict[tuple[str, str, str], str] = {}
     for example in examples:
         pairs = [(pair.preferred, pair.rejected) for pair in example.pairs]
         if example.edited_text is not None:
@@ -249,22 +297,24 @@ def _preferences(
             if _occurs(preferred, heldout):
                 dropped["part of the held-out text"] += 1
                 continue
-            key = (example.prompt, preferred, rejected)
-            votes[key] += 1
-            first.setdefault(key, example.request_id)
+            one, other = sorted((preferred, rejected))
+            votes = asked.setdefault((example.prompt, one, other), _Votes(example.request_id))
+            votes.add(_givers(example), 1 if preferred == one else -1)
+            said.setdefault((example.prompt, preferred, rejected), example.request_id)
     found = []
-    for key, count in votes.items():
-        prompt, preferred, rejected = key
-        against = votes[prompt, rejected, preferred]
-        if count > against:
-            found.append(
-                Preference(
-                    request_id=first[key], prompt=prompt, preferred=preferred, rejected=rejected
-                )
+    for (prompt, preferred, rejected), request_id in said.items():
+        first = preferred < rejected
+        one, other = sorted((preferred, rejected))
+        votes = asked[prompt, one, other]
+        side = 1 if first else -1
+        if votes.outcome * side > 0:
+            item = Preference(
+                request_id=request_id, prompt=prompt, preferred=preferred, rejected=rejected
             )
-        elif preferred < rejected or count < against:
+            found.append(Claim(item=item, givers=votes.of(side)))
+        elif votes.outcome or first:
             dropped["people disagree about a pair"] += 1
-    return tuple(found)
+    return found
 
 
 def _occurs(text: str, heldout: AbstractSet[str]) -> bool:

@@ -22,6 +22,7 @@ from infra.contracts.events import FeedbackExample, ModelVersionPublished, Offse
 from infra.registry.state import RegistryState
 from observability.messaging import LINK, links_to
 from trainer.curation import target_of
+from trainer.shares import NOBODY, one_too_many
 from trainer.triggers import LiveWinRate
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,8 @@ class FeedbackIntake:
 
     ``used``: examples below these offsets are trained on. ``tried``: those below these were in a
     round, whatever became of it; a new round waits for newer ones. ``measures`` says of an example
-    whether it is kept for evaluation; the newest ``keep`` of these are, from the topic's beginning.
+    whether it is kept for evaluation; the newest ``keep`` of these are, from the topic's beginning,
+    but nobody's make others' go: beyond ``keep`` the oldest of whoever has most goes.
     ``rate`` is told of every example that is new, and of what is forgotten.
     """
 
@@ -251,9 +253,10 @@ class FeedbackIntake:
             self._measuring[example.request_id] = example
             self._link(record, example, "heldout")
             if len(self._measuring) > self._keep:
-                oldest = next(iter(self._measuring))
-                del self._measuring[oldest]
-                self._links.pop(oldest, None)
+                held = {name: one.principals or (NOBODY,) for name, one in self._measuring.items()}
+                goes = one_too_many(held)
+                del self._measuring[goes]
+                self._links.pop(goes, None)
         elif record.offset >= self._used.get(position, 0):
             self._examples[example.request_id] = example
             self._link(record, example, "feedback")

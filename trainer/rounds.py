@@ -79,6 +79,7 @@ def curated_feedback(
     """What of the feedback is worth training on."""
     rules = CurationRules(
         max_share=config.max_principal_share,
+        max_tenant_share=config.max_tenant_share,
         max_age_s=settings.max_feedback_age_s,
         scrub=scrubbed,
     )
@@ -231,7 +232,7 @@ def _material(
     tokens = len(feedback) * size or sum(len(pair.preferred.tokens) for pair in pairs)
     tokens = tokens or sum(len(one.answer.tokens) for one in ratings)
     texts = [row.text for row in inputs.replay]
-    random.Random(seed).shuffle(texts)
+    random.Random(seed).shuffle(texts)  # nosec B311 # the same order again
     replay = text_blocks(tokenizer, texts, size)
     return Material(
         feedback=feedback,
@@ -244,14 +245,21 @@ def _material(
 def _exam(
     tokenizer: Any, inputs: Inputs, config: TrainerConfig, settings: TrainerSettings, *, size: int
 ) -> Exam:
-    measuring = curate(inputs.measuring, CurationRules(max_share=1.0, scrub=scrubbed))
+    # Who floods the feedback must not set the exam either.
+    rules = CurationRules(
+        max_share=config.max_principal_share,
+        max_tenant_share=config.max_tenant_share,
+        limit=MEASURED_PROMPTS,
+        scrub=scrubbed,
+    )
+    measuring = curate(inputs.measuring, rules)
     return Exam(
         tokenizer=tokenizer,
         size=size,
         seed=settings.seed,
         batch_size=config.per_device_eval_batch_size,
         blocks=held_out_blocks(inputs.heldout, tokenizer, size, limit=HELDOUT_BLOCKS),
-        pairs=pairs_of(tokenizer, measuring.preferences[:MEASURED_PROMPTS], size),
-        references=measuring.completions[:MEASURED_PROMPTS],
+        pairs=pairs_of(tokenizer, measuring.preferences, size),
+        references=measuring.completions,
         safety=safety_list(settings.safety_list),
     )

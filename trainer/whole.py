@@ -24,8 +24,9 @@ def whole(
 ) -> Path:
     """The folder of a version's weights and tokenizer; an adapter is merged into its base once.
 
-    Merged ones are kept in ``cache``. Raises as ``ArtifactStore.resolve`` does, and FatalError when
-    an adapter's base is not in the registry.
+    Merged ones are kept in ``cache``, and given out only while adapter and base are still what may
+    be loaded: a key may have been set since. Raises as ``ArtifactStore.resolve`` does, and
+    FatalError when an adapter's base is not in the registry.
     """
     folder = Path(store.resolve(version))
     if version.kind == "full":
@@ -36,9 +37,10 @@ def whole(
             f"{version.model}@{version.version} is an adapter of {version.base}, which is no full "
             "version in the registry"
         )
+    below = Path(store.resolve(base))
     target = cache / f"{version.model}-{version.version}-{digest_of(version.manifest)[:16]}"
     if not target.is_dir():
-        _merge(Path(store.resolve(base)), folder, target)
+        _merge(below, folder, target)
         log.info("merged %s@%s into %s", version.model, version.version, base.version)
     return target
 

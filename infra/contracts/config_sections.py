@@ -258,7 +258,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = 16
     max_principal_share: Annotated[
         Share, Meta(description="Of a round's feedback, that one principal may contribute.")
-    ] = 0.25
+    ] = 0.1
+    max_tenant_share: Annotated[
+        Share, Meta(description="Likewise of a tenant, whatever users it names; 1: no limit.")
+    ] = 1.0
     heldout_fraction: Annotated[
         Share, Meta(description="Of prompts, whose feedback only measures and never trains.")
     ] = 0.1
