@@ -13,8 +13,11 @@ UV := .feedloom/tools/bin/uv
 STAMP := .venv/.installed-$(ACCELERATOR)
 BIN := .venv/bin
 OTELCOL := .feedloom/otelcol/otelcol
+DEPLOY := .feedloom/deploy
+DEPLOYTOOLS := requirements/deploytools.txt requirements/checkov.txt requirements/go.txt \
+	infra/deploy/helm/tools.toml infra/deploy/helm/fetch_tools.py
 
-.PHONY: help setup demo browser prometheus drills test lint format bench lock clean
+.PHONY: help setup demo browser prometheus deploytools drills test lint format bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,9 +75,24 @@ $(OTELCOL): infra/deploy/observability/otelcol.yaml
 	@echo "==> the OpenTelemetry Collector, from its Go modules (some minutes, once)"
 	@go run go.opentelemetry.io/collector/cmd/builder@v0.161.0 --config $<
 
+# The chart's tests render it with the real helm, and check it with the definitions of what it makes.
+deploytools: $(DEPLOY)/.installed ## helm, schemas and checkov, for the chart's tests
+
+$(DEPLOY)/.installed: $(STAMP) $(DEPLOYTOOLS)
+	@echo "==> helm, the schemas of what the chart makes, and checkov (some minutes, once)"
+	@mkdir -p $(DEPLOY)
+	@$(UV) pip install --quiet --no-deps --require-hashes --target $(DEPLOY)/kubernetes \
+		-r requirements/deploytools.txt
+	@test -x $(DEPLOY)/checkov/bin/python || \
+		$(UV) venv --quiet --python .feedloom/tools/bin/python $(DEPLOY)/checkov
+	@$(UV) pip sync --quiet --python $(DEPLOY)/checkov/bin/python --require-hashes \
+		requirements/checkov.txt
+	@$(BIN)/python infra/deploy/helm/fetch_tools.py $(DEPLOY) --uv $(UV)
+	@touch $@
+
 # Two at a time, save those that need every core for the engine. Each of two has a broker of its own,
 # unless ARGS name one. Pytest ends with 5 where ARGS select nothing: of one part that is well.
-test: $(STAMP) browser prometheus ## run the whole suite (ARGS go to pytest)
+test: $(STAMP) browser prometheus deploytools ## run the whole suite (ARGS go to pytest)
 	@status=0; ran=0; \
 	part() { $(BIN)/python -m pytest -m "$$1" $(ARGS) $$2; \
 		case $$? in 0) ran=1;; 5) ;; *) ran=1; status=1;; esac; }; \
@@ -105,8 +123,12 @@ lock: $(UV) ## resolve pyproject.toml again into requirements/*.txt
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 			--no-header --extra $$worker --extra trainer --extra local --extra s3 --extra dev \
 			pyproject.toml -o requirements/$$kind.txt || exit 1; done
-	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--no-header requirements/traces.in -o requirements/traces.txt
+	@for name in traces checkov; do \
+		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+			--no-annotate --no-header requirements/$$name.in -o requirements/$$name.txt || exit 1; done
+	@for name in deploytools go; do \
+		$(UV) pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes \
+			--no-annotate --no-header requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 
 clean: ## remove .venv and everything under .feedloom
 	@$(BIN)/feedloom kafka stop 2>/dev/null || true

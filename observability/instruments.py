@@ -59,7 +59,7 @@ OPERATION = "gen_ai.operation.name"
 PROVIDER = "gen_ai.provider.name"
 REQUEST_MODEL = "gen_ai.request.model"
 RESPONSE_MODEL = "gen_ai.response.model"
-TOKEN_TYPE = "gen_ai.token.type"
+TOKEN_TYPE = "gen_ai.token.type"  # nosec B105 # of text
 ERROR_TYPE = "error.type"
 SYSTEM = "messaging.system"
 MESSAGING_OPERATION = "messaging.operation.name"
@@ -386,7 +386,7 @@ FEEDBACK = _counter(
     "feedloom.worker.feedback",
     "{event}",
     "Feedback by kind, by the arm that answered, and by outcome: joined, early, repeated, "
-    "forgotten.",
+    "left out, forgotten.",
     (FEEDBACK_KIND, ARM, OUTCOME),
 )
 SHADOWED = _counter(
