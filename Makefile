@@ -14,10 +14,13 @@ STAMP := .venv/.installed-$(ACCELERATOR)
 BIN := .venv/bin
 OTELCOL := .feedloom/otelcol/otelcol
 DEPLOY := .feedloom/deploy
+COMPOSE := $(DEPLOY)/docker-compose
+AUDIT := .feedloom/tools/audit
+PACKAGES := infra observability producers stream_workers trainer
 DEPLOYTOOLS := requirements/deploytools.txt requirements/checkov.txt requirements/go.txt \
 	infra/deploy/helm/tools.toml infra/deploy/helm/fetch_tools.py
 
-.PHONY: help setup demo browser prometheus deploytools drills test lint format bench lock clean
+.PHONY: help setup demo browser prometheus deploytools audit drills test lint format bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,7 +79,7 @@ $(OTELCOL): infra/deploy/observability/otelcol.yaml
 	@go run go.opentelemetry.io/collector/cmd/builder@v0.161.0 --config $<
 
 # The chart's tests render it with the real helm, and check it with the definitions of what it makes.
-deploytools: $(DEPLOY)/.installed ## helm, schemas and checkov, for the chart's tests
+deploytools: $(DEPLOY)/.installed $(COMPOSE) ## helm, schemas, checkov and compose, for tests
 
 $(DEPLOY)/.installed: $(STAMP) $(DEPLOYTOOLS)
 	@echo "==> helm, the schemas of what the chart makes, and checkov (some minutes, once)"
@@ -89,6 +92,23 @@ $(DEPLOY)/.installed: $(STAMP) $(DEPLOYTOOLS)
 		requirements/checkov.txt
 	@$(BIN)/python infra/deploy/helm/fetch_tools.py $(DEPLOY) --uv $(UV)
 	@touch $@
+
+# Go: the machine's, or the one that was installed with helm.
+$(COMPOSE): infra/deploy/compose/validator/go.mod infra/deploy/compose/validator/go.sum \
+		| $(DEPLOY)/.installed
+	@echo "==> Docker Compose, from its Go modules (some minutes, once)"
+	@go=$$(command -v go || echo $(CURDIR)/$(DEPLOY)/go/go/bin/go); \
+	cd infra/deploy/compose/validator && CGO_ENABLED=0 $$go build -trimpath -ldflags="-s -w" \
+		-o $(CURDIR)/$@ github.com/docker/compose/v5/cmd
+
+$(AUDIT)/installed: $(UV) requirements/audit.txt
+	@echo "==> pip-audit into $(AUDIT)"
+	@$(UV) venv --quiet --clear --python .feedloom/tools/bin/python $(AUDIT)
+	@$(UV) pip sync --quiet --python $(AUDIT)/bin/python --require-hashes requirements/audit.txt
+	@touch $@
+
+audit: $(AUDIT)/installed ## ask about known vulnerabilities (ARGS=--required fails without data)
+	@$(AUDIT)/bin/python requirements/audit.py $(ARGS)
 
 # Two at a time, save those that need every core for the engine. Each of two has a broker of its own,
 # unless ARGS name one. Pytest ends with 5 where ARGS select nothing: of one part that is well.
@@ -104,11 +124,13 @@ test: $(STAMP) browser prometheus deploytools ## run the whole suite (ARGS go to
 drills: $(STAMP) prometheus $(OTELCOL) ## ten faults on a live platform, each with its alert (half an hour)
 	@$(BIN)/python -m pytest tests/drills $(ARGS)
 
-lint: $(STAMP) ## ruff, mypy --strict, import-linter
+lint: $(STAMP) $(AUDIT)/installed ## ruff, mypy --strict, import-linter, bandit, pip-audit
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(PACKAGES)
+	@$(AUDIT)/bin/python requirements/audit.py
 
 format: $(STAMP) ## rewrite the code in the project's format
 	@$(BIN)/ruff format .
@@ -123,12 +145,22 @@ lock: $(UV) ## resolve pyproject.toml again into requirements/*.txt
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 			--no-header --extra $$worker --extra trainer --extra local --extra s3 --extra dev \
 			pyproject.toml -o requirements/$$kind.txt || exit 1; done
-	@for name in traces checkov; do \
+	@for name in traces checkov audit; do \
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 			--no-annotate --no-header requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 	@for name in deploytools go; do \
 		$(UV) pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes \
 			--no-annotate --no-header requirements/$$name.in -o requirements/$$name.txt || exit 1; done
+	@pins() { out=$$1; shift; $(UV) pip compile --quiet --python-version 3.11 \
+			--python-platform linux --generate-hashes --no-annotate --no-header "$$@" \
+			-o requirements/$$out.txt; }; \
+	pins gateway --extra gateway --extra s3 --constraints requirements/cpu.txt pyproject.toml && \
+	pins worker-cpu --extra worker-cpu --extra s3 --constraints requirements/cpu.txt pyproject.toml && \
+	pins worker-gpu --extra worker --extra s3 --constraints requirements/gpu.txt pyproject.toml && \
+	pins trainer --extra trainer --extra s3 --constraints requirements/cpu.txt pyproject.toml && \
+	pins tools --extra metrics --extra s3 --constraints requirements/cpu.txt pyproject.toml && \
+	pins build --constraints requirements/cpu.txt requirements/build.in && \
+	pins sbom requirements/sbom.in
 
 clean: ## remove .venv and everything under .feedloom
 	@$(BIN)/feedloom kafka stop 2>/dev/null || true

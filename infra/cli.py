@@ -18,6 +18,9 @@ from infra.contracts.errors import FeedloomError
 
 GROUP = "feedloom.commands"
 
+PACKAGES = ("infra", "observability", "producers", "stream_workers", "trainer")
+EXTRAS = ("worker", "worker-cpu", "trainer", "gateway", "local")
+
 # Summaries live here, so that --help need not import torch or vllm to learn them.
 SUMMARIES = {
     "backup": "Back up and restore registry, rollouts, settings and keys.",
@@ -114,4 +117,13 @@ def main() -> None:
         cli(prog_name="feedloom")
     except FeedloomError as error:
         click.echo(f"feedloom: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in PACKAGES:
+            raise
+        click.echo(
+            f"feedloom: this command needs {error.name}, which is not installed here: install "
+            f"feedloom[EXTRA], EXTRA being one of {', '.join(EXTRAS)} (or use its image)",
+            err=True,
+        )
         sys.exit(1)

@@ -15,6 +15,7 @@ from opentelemetry.trace import SpanContext, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 REQUEST_SPAN = "llm_request"
+FIRST = "feedloom.engine.time_to_first_token"
 _PARTS = (
     ("feedloom.engine.queue", "gen_ai.latency.time_in_queue"),
     ("feedloom.engine.prefill", "gen_ai.latency.time_in_model_prefill"),
@@ -25,7 +26,7 @@ _NAMES = {
     "gen_ai.usage.completion_tokens": "gen_ai.usage.output_tokens",
     "gen_ai.request.n": "gen_ai.request.choice.count",
     "gen_ai.request.id": "feedloom.engine.request.id",
-    "gen_ai.latency.time_to_first_token": "feedloom.engine.time_to_first_token",
+    "gen_ai.latency.time_to_first_token": FIRST,
     "code.function": "code.function.name",
     "code.namespace": "feedloom.engine.module",
     "code.filepath": "code.file.path",
@@ -83,7 +84,7 @@ def _parts(span: ReadableSpan) -> list[ReadableSpan]:
             continue
         context = SpanContext(
             whole.trace_id,
-            random.getrandbits(64) or 1,
+            random.getrandbits(64) or 1,  # nosec B311 # as OpenTelemetry's own ids
             is_remote=False,
             trace_flags=whole.trace_flags,
             trace_state=whole.trace_state,

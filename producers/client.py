@@ -82,7 +82,9 @@ class GenerationClient:
                 f"{catalogue.CHUNKS.name} has {count} partitions, and no {reply_partition}"
             )
         self.reply_partition = (
-            random.randrange(count) if reply_partition is None else reply_partition
+            random.randrange(count)  # nosec B311 # spreads load
+            if reply_partition is None
+            else reply_partition
         )
         self._routers = {
             spec.name: BoundedLoadRouter(len(bus.end_offsets(spec.name)))

@@ -148,7 +148,7 @@ def _pretrain(settings: Settings, directory: Path, step: Step) -> dict[str, floa
     tokenizer = train_tokenizer(texts, vocab_size=options.vocab_size, context=options.context)
     step("tokenizer", 1, 1)
     end = tokenizer.eos_token_id
-    random.Random(options.seed).shuffle(texts)
+    random.Random(options.seed).shuffle(texts)  # nosec B311 # the same order again
     size = min(256, options.context)
     blocks = list(text_blocks(tokenizer, texts, size))
     heldout = list(

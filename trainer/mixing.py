@@ -77,7 +77,7 @@ class _Steps(Dataset[list[dict[str, Batch]]]):
         padding: int,
         seed: int,
     ) -> None:
-        order = random.Random(seed)
+        order = random.Random(seed)  # nosec B311 # the same order again
         blocks = [(block, 1.0, False) for block in material.feedback]
         blocks += [(block, weights.ptx, True) for block in material.replay]
         pairs, rated = list(material.pairs), list(material.rated)

@@ -206,7 +206,9 @@ def tokenize(shards: Path, tokenizer: Path, out: Path, size: int, quiet: bool) -
     paths = shard_paths(shards)
     if not paths:
         raise ConfigurationError(f"{shards} holds no shard: `feedloom pile prepare` writes them")
-    loaded = AutoTokenizer.from_pretrained(str(tokenizer))
+    loaded = AutoTokenizer.from_pretrained(  # nosec B615 # a folder
+        str(tokenizer), local_files_only=True
+    )
     with bar(SpinnerColumn(), TimeElapsedColumn(), quiet=quiet) as say:
         manifest = write_token_shards(
             out,

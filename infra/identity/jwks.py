@@ -162,7 +162,9 @@ class IssuerKeys:
         proxied = not is_loopback(urlsplit(url).hostname or "")
         async with (
             asyncio.timeout(FETCH_TIMEOUT_S),
-            httpx.AsyncClient(verify=self._tls, trust_env=proxied, timeout=None) as client,
+            httpx.AsyncClient(
+                verify=self._tls, trust_env=proxied, timeout=FETCH_TIMEOUT_S
+            ) as client,
             # Not compressed: the size that counts is the size that comes.
             client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response,
         ):

@@ -70,12 +70,13 @@ class Credentials:
                 f"the embedded broker has no user {user!r}: FEEDLOOM_KAFKA__LOCAL_USER is one of "
                 + ", ".join(known)
             )
+        in_the_file = None
         return kafka.model_copy(
             update={
                 "security_protocol": "SASL_PLAINTEXT",
                 "sasl_mechanism": MECHANISM,
                 "sasl_username": user,
-                "sasl_password": None,
+                "sasl_password": in_the_file,
                 "sasl_password_file": self.path(user),
             }
         )

@@ -381,9 +381,7 @@ def test_trainer_killed(drills: Drills, killed_at: float) -> None:
     drills.expect(8, killed_at, "It was killed", feedloom_model="killed")
 
 
-def test_broker_down(
-    drills: Drills, stage: Stage, broker: EmbeddedKafka, killed_at: float
-) -> None:
+def test_broker_down(drills: Drills, stage: Stage, broker: EmbeddedKafka, killed_at: float) -> None:
     def ask() -> int:
         answer = httpx.post(
             f"{stage.gateway}/v1/completions",

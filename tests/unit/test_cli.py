@@ -99,3 +99,31 @@ def test_an_error_of_ours_ends_with_status_1(
         cli.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == "feedloom: stop\n"
+
+
+def test_a_part_that_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+
+    def lacking(**_: object) -> None:
+        import zstandard  # noqa: F401
+
+    monkeypatch.setattr(cli, "cli", lacking)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "needs zstandard, which is not installed here" in said
+    assert "trainer" in said
+
+
+def test_a_module_of_ours_that_is_missing_is_a_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(**_: object) -> None:
+        raise ModuleNotFoundError(name="infra.gone")
+
+    monkeypatch.setattr(cli, "cli", broken)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main()

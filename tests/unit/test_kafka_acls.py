@@ -285,7 +285,9 @@ def _faust_options(kafka: KafkaSettings, tmp_path: Path) -> object:
     async def stored(*_: object, **__: object) -> dict[object, object]:
         return {}
 
-    app = faust_app(kafka, WorkerSettings(), partitions=1, replicas=1, datadir=tmp_path, stored=stored)
+    app = faust_app(
+        kafka, WorkerSettings(), partitions=1, replicas=1, datadir=tmp_path, stored=stored
+    )
     return app.conf.broker_credentials
 
 

@@ -187,7 +187,7 @@ def test_no_principal_contributes_more_than_its_share(counts: list[int], share: 
         for one in curate(examples, CurationRules(max_share=share)).completions
     )
     total = sum(kept.values())
-    for who, count in enumerate(counts):
+    for who in range(len(counts)):
         mine = kept[str(who)]
         assert mine >= 1
         assert mine <= max(1, max(share, 2 / (len(counts) + 1)) * total + 1e-6)
