@@ -130,6 +130,8 @@ class WorkerSettings(_Section):
     pin_cores: bool = True
     """CPU engine only: it gets cores of its own; off where several workers share a machine."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs, of one machine, that the model is spread over."""
     max_adapters: int = Field(default=0, ge=0, le=64)
     """LoRA adapters that serve beside the weights; 2 for a canary of one beside another. vLLM is
     slower with any: on a CPU by a sixth where no adapter answers, by half where one does."""

@@ -16,7 +16,7 @@ from functools import lru_cache
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from infra.contracts.errors import RequestRefused
+from infra.contracts.errors import ConfigurationError, RequestRefused
 from infra.contracts.events import SamplingParameters, StructuredOutput
 from infra.cores import available, divide, share
 from observability.instruments import PREFIX_CACHE_HITS, PREFIX_CACHE_QUERIES
@@ -85,7 +85,8 @@ _SAME_NAMES = (
 
 @dataclass(frozen=True, kw_only=True)
 class VllmOptions:
-    """What to build. ``kv_cache_gb`` counts on a CPU, ``gpu_memory_utilization`` on a GPU.
+    """What to build. ``kv_cache_gb`` counts on a CPU, ``gpu_memory_utilization`` and
+    ``tensor_parallel_size`` on a GPU.
 
     ``max_adapters`` above 0 takes LoRA adapters beside the weights, up to ``max_adapter_rank``.
     """
@@ -96,6 +97,7 @@ class VllmOptions:
     max_model_len: int | None = None
     kv_cache_gb: float = 0.5
     gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 1
     dtype: str = "auto"
     seed: int = 0
     max_adapters: int = 0
@@ -179,7 +181,10 @@ class VllmEngine:
 
     @classmethod
     def build(cls, options: VllmOptions) -> VllmEngine:
-        """Load the model. Call inside the loop that will use it; blocks it for seconds."""
+        """Load the model. Call inside the loop that will use it; blocks it for seconds.
+
+        Raises ConfigurationError: the model is to be spread over several GPUs, and there is none.
+        """
         arguments: dict[str, Any] = {
             "model": options.path,
             "dtype": options.dtype,
@@ -194,6 +199,10 @@ class VllmEngine:
             "scheduling_policy": "priority",
         }
         if current_platform.is_cpu():
+            if options.tensor_parallel_size > 1:
+                raise ConfigurationError(
+                    "worker.tensor_parallel_size is for GPUs: this vLLM runs on the CPU, as one"
+                )
             share_the_cpu()
             if options.dtype == "auto" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
                 # Emulated, bfloat16 is a hundred times slower; float16 is no better.
@@ -204,6 +213,7 @@ class VllmEngine:
             arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gb * 1024**3)
         else:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
+            arguments["tensor_parallel_size"] = options.tensor_parallel_size
         if options.max_adapters:
             # Slots fill from the first. On a CPU a request without an adapter, in one batch with
             # others, is given the last slot's (vllm-project/vllm#48421): that one stays empty.

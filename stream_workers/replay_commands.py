@@ -191,6 +191,7 @@ def _engine(kind: EngineKind, settings: Settings, target: Target) -> Engine:
             max_model_len=worker.max_model_len,
             kv_cache_gb=worker.kv_cache_gb,
             gpu_memory_utilization=worker.gpu_memory_utilization,
+            tensor_parallel_size=worker.tensor_parallel_size,
             max_adapters=int(target.adapter is not None),
             max_adapter_rank=worker.max_adapter_rank,
         )

@@ -113,6 +113,7 @@ def build_engine(
             max_model_len=worker.max_model_len,
             kv_cache_gb=worker.kv_cache_gb,
             gpu_memory_utilization=worker.gpu_memory_utilization,
+            tensor_parallel_size=worker.tensor_parallel_size,
             max_adapters=worker.max_adapters,
             max_adapter_rank=worker.max_adapter_rank,
             pin_cores=worker.pin_cores,

@@ -129,12 +129,6 @@ def _warnings(
             f"the feedback join holds every result for good, in the workers' memory: "
             f"{each / 1e9:,.3g} GB more in each worker every day"
         )
-    degree = cluster.worker.capacity.engine.degree
-    if degree > 1:
-        found.append(
-            f"workers have no setting for tensor parallelism yet, and this model takes {degree} "
-            "GPUs a worker"
-        )
     if placement.zones > 1 and placement.replication < 3:
         found.append(
             "with --replication 2 a lost zone leaves one replica: acks=all then waits or loses"

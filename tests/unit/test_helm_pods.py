@@ -333,10 +333,19 @@ def test_a_worker_on_a_cpu_takes_no_more_threads_than_it_is_given() -> None:
     assert variables(container)["FEEDLOOM_WORKER__PIN_CORES"] == "false"
 
 
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_a_model_is_spread_over_the_gpus_of_its_worker(gpus: int) -> None:
+    objects = render(None, workers={"pools": {"main": {"kind": "gpu", "gpus": gpus}}})
+    (template,) = [one for kind, one in pods(objects) if component_of(kind) == "worker"]
+    (container,) = containers(template)
+    given = variables(container).get("FEEDLOOM_WORKER__TENSOR_PARALLEL_SIZE", "1")
+    assert int(given) == gpus == int(container["resources"]["limits"]["nvidia.com/gpu"])
+
+
 def test_the_schema_of_values_knows_the_settings_that_there_are() -> None:
     known = json.loads((CHART / "values.schema.json").read_text())["definitions"]
     dynamic = set(TrainerConfig.__struct_fields__)
-    taken = {"worker_id", "group", "health_port", "health_host"}
+    taken = {"worker_id", "group", "health_port", "health_host", "tensor_parallel_size"}
     assert set(known["workerSettings"]["properties"]) == set(WorkerSettings.model_fields) - taken
     taken = {"gateway_id", "host", "port", "files_url"}
     assert set(known["gatewaySettings"]["properties"]) == set(GatewaySettings.model_fields) - taken
