@@ -71,10 +71,10 @@ def share_jars(home: Path) -> None:
 
 
 @contextmanager
-def embedded_broker(home: Path) -> Iterator[EmbeddedKafka]:
-    """A running broker of an empty home."""
+def embedded_broker(home: Path, **options: Any) -> Iterator[EmbeddedKafka]:
+    """The running Kafka of an empty home."""
     share_jars(home)
-    broker = EmbeddedKafka(home)
+    broker = EmbeddedKafka(home, **options)
     try:
         broker.start(attached=True)
         yield broker

@@ -49,6 +49,37 @@ class DeliveryFailed(RetryableError):
     """The broker did not take a record; the message says why. Published again it may succeed."""
 
 
+def idempotent_producer(
+    settings: KafkaSettings, *, client_id: str, linger_ms: int = LINGER_MS
+) -> KafkaProducer:
+    """Its retries neither lose nor duplicate. Raises ConfigurationError: no broker answers."""
+    with reachable(settings):
+        return KafkaProducer(
+            **client_options(settings),
+            client_id=client_id,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=linger_ms,
+            max_block_ms=MAX_BLOCK_MS,
+            delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
+        )
+
+
+def write_failure(settings: KafkaSettings, topic: str, error: BaseException) -> FeedloomError:
+    """What a producer's error means: DeliveryFailed, or AccessRefused or LoginRefused, which no
+    retry mends. ``topic`` as the catalogue names it.
+    """
+    if isinstance(error, AuthorizationError):
+        # One record that the broker does not allow ends an idempotent producer of kafka-python:
+        # what else it was to write fails for that one's topic, which the error names.
+        (refused,) = error.args if isinstance(error, TopicAuthorizationFailedError) else ("",)
+        name = refused if isinstance(refused, str) and refused else settings.topic_prefix + topic
+        return access_refused(settings, f"write topic {name}", error)
+    if isinstance(error, SaslAuthenticationFailedError):
+        return login_refused(settings, error)
+    return DeliveryFailed(f"{topic}: {type(error).__name__}: {error}")
+
+
 class KafkaBus:
     """Publishers and readers on one deployment; the prefix of topics and groups is added and taken
     off here.
@@ -60,16 +91,7 @@ class KafkaBus:
 
     def publisher(self, *, client_id: str = "feedloom") -> KafkaPublisher:
         """A new idempotent producer. Raises ConfigurationError when no broker answers."""
-        with reachable(self._settings):
-            producer = KafkaProducer(
-                **self._options,
-                client_id=client_id,
-                acks="all",
-                enable_idempotence=True,
-                linger_ms=LINGER_MS,
-                max_block_ms=MAX_BLOCK_MS,
-                delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-            )
+        producer = idempotent_producer(self._settings, client_id=client_id)
         return KafkaPublisher(producer, self._settings)
 
     def reader(
@@ -225,7 +247,7 @@ class KafkaPublisher:
             future.set_result(RecordPosition(topic, metadata.partition, metadata.offset))
 
         def failed(error: BaseException) -> None:
-            failure = self._failure(topic, error)
+            failure = write_failure(self._settings, topic, error)
             count_sent(topic, perf_counter() - began, error=failure)
             future.set_exception(failure)
 
@@ -243,17 +265,6 @@ class KafkaPublisher:
         pending.add_callback(written)
         pending.add_errback(failed)
         return future
-
-    def _failure(self, topic: str, error: BaseException) -> FeedloomError:
-        if isinstance(error, AuthorizationError):
-            # One record that the broker does not allow ends an idempotent producer of kafka-python:
-            # what else it was to write fails for that one's topic, which the error names.
-            (refused,) = error.args if isinstance(error, TopicAuthorizationFailedError) else ("",)
-            name = refused if isinstance(refused, str) and refused else self._prefix + topic
-            return access_refused(self._settings, f"write topic {name}", error)
-        if isinstance(error, SaslAuthenticationFailedError):
-            return login_refused(self._settings, error)
-        return DeliveryFailed(f"{topic}: {type(error).__name__}: {error}")
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait for everything published so far. Raises ``TimeoutError``."""

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from kafka import KafkaProducer
-from kafka.errors import AuthorizationError, KafkaError
+from kafka.errors import KafkaError
 
-from infra.contracts.errors import FeedloomError
-from infra.kafka.bus import DELIVERY_TIMEOUT_MS, MAX_BLOCK_MS, DeliveryFailed
-from infra.kafka.connection import access_refused, client_options, reachable
+from infra.kafka.bus import DELIVERY_TIMEOUT_MS, idempotent_producer, write_failure
 from infra.recovery.snapshot import SavedRecord
 from infra.settings import KafkaSettings
 
@@ -44,30 +41,22 @@ class RecordWriter(Protocol):
 class KafkaRecordWriter:
     """See :class:`RecordWriter`. Raises ConfigurationError when no broker answers.
 
-    Both ``write`` and what it returns raise DeliveryFailed or AccessRefused. The client's own
+    Both ``write`` and what it returns raise as ``write_failure`` says. The client's own
     future is given out as it is: a million fillers are waited for one by one.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._closed = False
-        with reachable(settings):
-            self._producer: Any = KafkaProducer(
-                **client_options(settings),
-                client_id="feedloom-recovery",
-                acks="all",
-                enable_idempotence=True,
-                linger_ms=LINGER_MS,
-                max_block_ms=MAX_BLOCK_MS,
-                delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-            )
+        self._producer: Any = idempotent_producer(
+            settings, client_id="feedloom-recovery", linger_ms=LINGER_MS
+        )
 
     def write(self, topic: str, record: SavedRecord) -> Pending:
         """See :class:`RecordWriter`."""
-        name = self._settings.topic_prefix + topic
         try:
             future = self._producer.send(
-                name,
+                self._settings.topic_prefix + topic,
                 key=record.key,
                 value=record.value,
                 headers=list(record.headers),
@@ -75,8 +64,8 @@ class KafkaRecordWriter:
                 timestamp_ms=record.timestamp_ms,
             )
         except KafkaError as error:
-            raise _failure(self._settings, name, error) from error
-        return _Sent(future, self._settings, name)
+            raise write_failure(self._settings, topic, error) from error
+        return _Sent(future, self._settings, topic)
 
     def close(self) -> None:
         """See :class:`RecordWriter`."""
@@ -86,22 +75,16 @@ class KafkaRecordWriter:
 
 
 class _Sent:
-    __slots__ = ("_future", "_name", "_settings")
+    __slots__ = ("_future", "_settings", "_topic")
 
-    def __init__(self, future: Any, settings: KafkaSettings, name: str) -> None:
+    def __init__(self, future: Any, settings: KafkaSettings, topic: str) -> None:
         self._future = future
         self._settings = settings
-        self._name = name
+        self._topic = topic
 
     def offset(self) -> int:
         """See :class:`Pending`."""
         try:
             return int(self._future.get(timeout=ACKNOWLEDGE_TIMEOUT_S).offset)
         except KafkaError as error:
-            raise _failure(self._settings, self._name, error) from error
-
-
-def _failure(settings: KafkaSettings, name: str, error: KafkaError) -> FeedloomError:
-    if isinstance(error, AuthorizationError):
-        return access_refused(settings, f"write topic {name}", error)
-    return DeliveryFailed(f"{name}: {type(error).__name__}: {error}")
+            raise write_failure(self._settings, self._topic, error) from error

@@ -26,11 +26,11 @@ from infra.kafka.broker_node import NodeStatus
 from infra.kafka.bus import KafkaBus
 from infra.kafka.connection import admin_client
 from infra.kafka.lag import GroupLag
-from infra.kafka.topics import apply_catalogue, await_in_sync, behind
+from infra.kafka.topics import await_in_sync, behind
 from infra.local.supervisor import Child
 from infra.local.watch import PlatformWatch
 from infra.settings import KafkaSettings, WorkerSettings
-from tests.conftest import PARTITIONS, ROOT, share_jars
+from tests.conftest import ROOT, embedded_broker, new_deployment
 
 from .callers import Callers, Replicas
 from .conftest import Gateways, Workers, child_environment
@@ -46,22 +46,13 @@ TOKEN_S = 0.02
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]:
     home = tmp_path_factory.mktemp("cluster")
-    share_jars(home)
-    kafka = EmbeddedKafka(home, brokers=BROKERS, heap_mb=320)
-    try:
-        kafka.start(attached=True)
+    with embedded_broker(home, brokers=BROKERS, heap_mb=320) as kafka:
         yield kafka
-    finally:
-        kafka.stop()
 
 
 @pytest.fixture
-def settings(cluster: EmbeddedKafka, request: pytest.FixtureRequest) -> KafkaSettings:
-    status = cluster.start(attached=True)
-    name = f"{request.node.name}."
-    found = cluster.settings(status).model_copy(update={"topic_prefix": name})
-    apply_catalogue(found, partitions=PARTITIONS)
-    return found
+def settings(cluster: EmbeddedKafka) -> KafkaSettings:
+    return new_deployment(cluster.start(attached=True).bootstrap_servers)
 
 
 class Publisher:
