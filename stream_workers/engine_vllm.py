@@ -580,6 +580,8 @@ class VllmEngine:
         if not self._closed:
             self._closed = True
             self._llm.shutdown()
+            # vLLM leaves its ZeroMQ context to the collector, which warns of it when it gets there.
+            self._llm.engine_core.resources.ctx.destroy(linger=0)
             self._sockets.cleanup()
 
 
