@@ -148,6 +148,9 @@ class WorkerSettings(_Section):
     """A partition whose oldest request is older than this makes the worker not ready."""
     join_feedback: bool = True
     """Also join feedback with results; off where other workers of the group do."""
+    feedback_window_s: float = Field(default=7 * 86_400.0, ge=1)
+    """An answer waits in memory so long for feedback, and again after each; later feedback finds
+    none. Also the retention of the join's changelog topic, where a worker creates it."""
     health_port: int | None = Field(default=None, ge=0, le=65535)
     """Serves /healthz and /readyz; 0 picks a free port, unset serves none."""
     health_host: str = "127.0.0.1"

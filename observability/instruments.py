@@ -386,7 +386,7 @@ FEEDBACK = _counter(
     "feedloom.worker.feedback",
     "{event}",
     "Feedback by kind, by the arm that answered, and by outcome: joined, early, repeated, "
-    "left out, forgotten.",
+    "left out, forgotten, unmatched (its answer is not known, or was too long ago).",
     (FEEDBACK_KIND, ARM, OUTCOME),
 )
 SHADOWED = _counter(

@@ -5,6 +5,7 @@ Requests do not pass through agents: see ``consumer``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,18 @@ from observability.messaging import LINK, REQUEST_ID, links_to, processing
 from observability.propagation import carried
 from observability.tracing import fail
 from stream_workers.consumer import RequestTransport, Stored
-from stream_workers.feedback import Joined, decode_state, encode_state, join
+from stream_workers.feedback import Joined, decode_state, encode_state, expire, join
+from stream_workers.join_table import JoinTable
 from stream_workers.sink import KafkaSink
 
+_LOG = logging.getLogger(__name__)
 _TRACER = trace.get_tracer("feedloom.stream_workers")
 
 REQUEST_TOPICS = (REQUESTS.name, REQUESTS_BATCH.name)
+
+_SWEPT_PER_EVENT = 4
+_SWEPT_PER_INTERVAL = 10_000
+_SWEEP_INTERVAL_S = 10.0
 
 
 def faust_app(
@@ -57,7 +64,9 @@ def faust_app(
         broker=[f"aiokafka://{server.strip()}" for server in servers],
         broker_credentials=_credentials(kafka),
         datadir=str(datadir),
-        store="memory://",
+        Table=JoinTable,
+        # A copy in another worker's memory would be read anew all the same when it takes over.
+        table_standby_replicas=0,
         key_serializer="raw",
         value_serializer="raw",
         topic_partitions=partitions,
@@ -118,17 +127,24 @@ def aiokafka_options(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 class FeedbackJoin:
-    """Agents that join results with feedback in a table, publish examples, and forget them."""
+    """Agents that join results with feedback in a table, publish examples, and forget them.
 
-    def __init__(self, app: Any, *, prefix: str, sink: KafkaSink) -> None:
+    What nothing was said of for ``window_s`` is dropped from the table.
+    """
+
+    def __init__(self, app: Any, *, prefix: str, sink: KafkaSink, window_s: float) -> None:
         self._app = app
         self._prefix = prefix
         self._sink = sink
         # Raw bytes on the changelog: the application's default serializers.
-        self._table = app.Table("feedback-join", key_type=bytes, value_type=bytes)
+        self._table = app.Table(
+            "feedback-join", key_type=bytes, value_type=bytes, window_s=window_s
+        )
         app.agent(self._topic(RESULTS.name), name="join-results")(self._join_results)
         app.agent(self._topic(FEEDBACK.name), name="join-feedback")(self._join_feedback)
         app.agent(self._topic(FORGOTTEN.name), name="forget-feedback")(self._forget)
+        # While nothing comes in.
+        app.timer(_SWEEP_INTERVAL_S)(self._sweep_at_rest)
 
     def _topic(self, name: str) -> Any:
         return self._app.topic(
@@ -177,6 +193,19 @@ class FeedbackJoin:
                 await self._sink.forget(found, record)
             if following != state:
                 self._table[key] = encode_state(following)
+        self._sweep(_SWEPT_PER_EVENT)
+
+    async def _sweep_at_rest(self) -> None:
+        self._sweep(_SWEPT_PER_INTERVAL)
+
+    def _sweep(self, most: int) -> None:
+        unmatched = sum(expire(decode_state(value)) for value in self._table.sweep(most))
+        if unmatched:
+            _LOG.warning(
+                "%d words of feedback found no answer within %g s (worker.feedback_window_s)",
+                unmatched,
+                self._table.window_s,
+            )
 
 
 def _decoded(

@@ -77,6 +77,15 @@ def join(
     return following, found
 
 
+def expire(state: JoinState) -> int:
+    """Words of feedback that go with ``state``, when it is dropped, and never met their answer."""
+    if state.result is not None:
+        return 0
+    for event in state.feedback:
+        _count(event, state, "unmatched")
+    return len(state.feedback)
+
+
 def _joined(
     state: JoinState, event: Joined, origin: Headers
 ) -> tuple[JoinState, FeedbackExample | FeedbackForgotten | None]:

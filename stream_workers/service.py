@@ -276,7 +276,12 @@ async def run_worker(
             chunk_partitions=chunk_partitions,
         )
         if options.join_feedback:
-            FeedbackJoin(app, prefix=kafka.topic_prefix, sink=sink)
+            FeedbackJoin(
+                app,
+                prefix=kafka.topic_prefix,
+                sink=sink,
+                window_s=options.feedback_window_s,
+            )
         handler: RequestHandler[Outgoing] = RequestHandler(
             engine=engine,
             sink=sink,

@@ -124,10 +124,10 @@ def _warnings(
             "ask for more --clusters, or auto"
         )
     each = loop["join"].value
-    if each > 1e9:
+    if each > 4e9:
         found.append(
-            f"the feedback join holds every result for good, in the workers' memory: "
-            f"{each / 1e9:,.3g} GB more in each worker every day"
+            f"each worker holds {each / 1e9:,.3g} GB of answers that feedback may still come for: "
+            "worker.feedback_window_s"
         )
     if placement.zones > 1 and placement.replication < 3:
         found.append(

@@ -11,8 +11,9 @@ from infra.planning.figures import Sheet, number, shown
 from infra.planning.models import ModelShape
 from infra.planning.partitions import unevenness
 from infra.planning.topology import Deployment, mirrored
-from infra.planning.traffic import CHANGELOG, standbys
+from infra.planning.traffic import CHANGELOG
 from infra.planning.workload import Placement, Targets, Workload
+from infra.settings import WorkerSettings
 
 DAY_S = 86_400.0
 EXAMPLES = catalogue.EXAMPLES.name
@@ -217,15 +218,14 @@ def loop_sheet(
         cpu,
     )
     join = next(flow for flow in cluster.flows if flow.topic == CHANGELOG)
-    copies = 1 + standbys(cluster.workers)
-    daily = copies * join.kept_bytes(DAY_S) / cluster.workers
+    kept_s = WorkerSettings().feedback_window_s
     sheet.add(
         "join",
-        "join's memory, more a day and worker",
-        daily,
+        "join's memory in each worker",
+        join.kept_bytes(kept_s) / cluster.workers,
         "B",
-        f"{copies} copies x {number(join.mean_s)}/s x {shown(join.record_bytes, 'B')} "
-        f"x 1 day / {cluster.workers}; nothing is ever deleted",
+        f"{number(join.mean_s)}/s x {shown(join.record_bytes, 'B')} x {kept_s / DAY_S:g} days "
+        f"/ {cluster.workers}",
         *join.grounds,
     )
     return sheet

@@ -76,11 +76,6 @@ class Flow:
         return self.mean_s * self.record_bytes * kept
 
 
-def standbys(workers: int) -> int:
-    """Other workers that hold a copy of a partition's table: Faust's default, if there is one."""
-    return min(1, workers - 1)
-
-
 def crowding(in_flight: float) -> int:
     """How many times longer a worker with so many requests gathers."""
     return min(WIDEST, max(1, round(in_flight / CROWD)))
@@ -224,7 +219,6 @@ def flows(
             text,
             rate=rate,
             partitions=partitions,
-            standbys=standbys(readers.workers),
         ),
         _transactions(coefficients, rate=rate, partitions=partitions, readers=readers),
     ]
@@ -238,9 +232,8 @@ def _changelog(
     *,
     rate: float,
     partitions: int,
-    standbys: int,
 ) -> Flow:
-    """Faust's log of the join's table, which standbys read."""
+    """Faust's log of the join's table, which is read when partitions move."""
     size, framing = coefficients["wire.join_state"], coefficients["wire.batch"]
     records = rate * (1 + workload.feedback_share)
     return Flow(
@@ -249,8 +242,8 @@ def _changelog(
         records_s=records,
         mean_s=rate * workload.mean_load,
         record_bytes=size.value + framing.value + text.prompt + text.answer,
-        readers=standbys,
-        kept_s=None,
+        readers=0,
+        kept_s=WorkerSettings().feedback_window_s,
         keys=None,
         grounds=(size, framing, *text.grounds),
     )

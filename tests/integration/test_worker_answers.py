@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from infra.contracts import catalogue, codec
 from infra.contracts.events import (
@@ -13,6 +15,7 @@ from infra.contracts.events import (
     SamplingParameters,
 )
 from infra.registry.lineage import taken_out
+from infra.settings import KafkaSettings
 from producers.client import GenerationClient
 from producers.feedback import FeedbackClient
 
@@ -125,6 +128,30 @@ def test_forgotten_feedback_leaves_a_tombstone_and_never_comes_back(workers: Wor
         feedback.edit("keep", "the best text")
     workers.wait("the second edit", lambda: b"the best text" in (newest()["keep"] or b""))
     assert newest()["erase"] is None
+
+
+def test_feedback_without_an_answer_waits_for_the_window_and_is_told_of(workers: Workers) -> None:
+    child = workers.start(feedback_window_s=1)
+    with FeedbackClient(workers.bus, source="test") as feedback:
+        feedback.rate("nobody-asked", "up")
+    workers.wait("the warning", lambda: "1 words of feedback found no" in child.log_tail(1000))
+
+
+def test_the_joins_changelog_keeps_no_more_than_its_window(
+    workers: Workers, kafka_settings: KafkaSettings
+) -> None:
+    workers.start(feedback_window_s=300)
+    admin = KafkaAdminClient(bootstrap_servers=kafka_settings.bootstrap_servers)
+    try:
+        own = [name for name in admin.list_topics() if name.startswith(kafka_settings.topic_prefix)]
+        (name,) = [name for name in own if name.endswith("-changelog")]
+        (configs,) = admin.describe_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, name)]
+        ).values()
+    finally:
+        admin.close()
+    assert set(configs[name]["cleanup.policy"]["value"].split(",")) == {"compact", "delete"}
+    assert configs[name]["retention.ms"]["value"] == "300000"
 
 
 def test_a_worker_switches_in_flight_and_refuses_a_spoilt_artifact(workers: Workers) -> None:
