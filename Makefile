@@ -20,7 +20,7 @@ PACKAGES := infra observability producers stream_workers trainer
 DEPLOYTOOLS := requirements/deploytools.txt requirements/checkov.txt requirements/go.txt \
 	infra/deploy/helm/tools.toml infra/deploy/helm/fetch_tools.py
 
-.PHONY: help setup demo browser prometheus deploytools audit drills test lint format bench lock clean
+.PHONY: help setup demo browser prometheus deploytools audit drills soak chaos test lint format bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -123,6 +123,12 @@ test: $(STAMP) browser prometheus deploytools ## run the whole suite (ARGS go to
 
 drills: $(STAMP) prometheus $(OTELCOL) ## ten faults on a live platform, each with its alert (half an hour)
 	@$(BIN)/python -m pytest tests/drills $(ARGS)
+
+soak: $(STAMP) ## an hour of mixed traffic, every process watched (ARGS="--minutes 5 --engine memory")
+	@$(BIN)/python -m tests.proof.soak $(ARGS)
+
+chaos: $(STAMP) ## a hundred faults from a seed, as root (ARGS="--rounds 10 --seed 2")
+	@$(BIN)/python -m tests.proof.chaos $(ARGS)
 
 lint: $(STAMP) $(AUDIT)/installed ## ruff, mypy --strict, import-linter, bandit, pip-audit
 	@$(BIN)/ruff format --check .

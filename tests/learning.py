@@ -43,6 +43,8 @@ def prepare(settings: Settings) -> Path:
     """Text below the home, and a model with fresh weights; returns the model's folder."""
     import torch
 
+    shape = settings.bootstrap
+
     draw = random.Random(3)
 
     def rows(count: int) -> list[PileRow]:
@@ -58,11 +60,11 @@ def prepare(settings: Settings) -> Path:
     write_shards(settings.shards / "train", train)
     write_shards(settings.shards / "heldout", rows(12))
     tokenizer = train_tokenizer(
-        [row.text for row in train], vocab_size=TINY.vocab_size, context=TINY.context
+        [row.text for row in train], vocab_size=shape.vocab_size, context=shape.context
     )
     torch.manual_seed(1)
     model = build_model(
-        TINY,
+        shape,
         vocab_size=len(tokenizer),
         end=tokenizer.eos_token_id,
         padding=tokenizer.pad_token_id,

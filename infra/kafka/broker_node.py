@@ -6,6 +6,7 @@ It knows nothing of the others but their addresses, and nothing of who starts it
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections import deque
 from collections.abc import Sequence
@@ -136,6 +137,8 @@ class BrokerNode:
     def __init__(self, folder: Path, number: int) -> None:
         self.folder = folder
         self.number = number
+        self.environment: dict[str, str] = {}
+        """What its process gets beside the caller's."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -202,6 +205,7 @@ class BrokerNode:
             self._process = subprocess.Popen(
                 tethered(full) if attached else full,
                 stdin=subprocess.DEVNULL,
+                env={**os.environ, **self.environment},
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 # Out of reach of the terminal's Ctrl-C: its starter stops it in order.
