@@ -5,18 +5,28 @@ Requests do not pass through agents: see ``consumer``.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import faust
+from aiokafka.partitioner import murmur2
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers.aiokafka import Producer, Transport
 from opentelemetry import trace
 
 from infra.contracts.bus import Record
-from infra.contracts.catalogue import FEEDBACK, FORGOTTEN, REQUESTS, REQUESTS_BATCH, RESULTS
+from infra.contracts.catalogue import (
+    EXAMPLES,
+    FEEDBACK,
+    FORGOTTEN,
+    REQUESTS,
+    REQUESTS_BATCH,
+    RESULTS,
+)
 from infra.contracts.codec import decode
 from infra.contracts.errors import ContractError, MalformedRecord
 from infra.contracts.events import (
@@ -31,14 +41,24 @@ from observability.messaging import LINK, REQUEST_ID, links_to, processing
 from observability.propagation import carried
 from observability.tracing import fail
 from stream_workers.consumer import RequestTransport, Stored
-from stream_workers.feedback import Joined, decode_state, encode_state, expire, join
+from stream_workers.feedback import (
+    Joined,
+    corrected,
+    decode_state,
+    encode_state,
+    expire,
+    join,
+    merged,
+)
 from stream_workers.join_table import JoinTable
-from stream_workers.sink import KafkaSink
+from stream_workers.sink import KafkaSink, may_move
 
 _LOG = logging.getLogger(__name__)
 _TRACER = trace.get_tracer("feedloom.stream_workers")
 
 REQUEST_TOPICS = (REQUESTS.name, REQUESTS_BATCH.name)
+
+Decoded = TypeVar("Decoded", bound=Joined | FeedbackExample)
 
 _SWEPT_PER_EVENT = 4
 _SWEPT_PER_INTERVAL = 10_000
@@ -59,7 +79,7 @@ def faust_app(
     """
     assert kafka.bootstrap_servers is not None
     servers = kafka.bootstrap_servers.split(",")
-    app = faust.App(
+    app = _App(
         kafka.topic_prefix + worker.group,
         broker=[f"aiokafka://{server.strip()}" for server in servers],
         broker_credentials=_credentials(kafka),
@@ -98,6 +118,15 @@ def faust_app(
     return app
 
 
+class _App(faust.App):  # type: ignore[misc]
+    async def _on_agent_error(self, agent: Any, exc: BaseException) -> None:
+        """End the worker: what is not acknowledged comes again, to whoever has the partition.
+
+        Faust's own commits, and starts the agent again behind what it failed at.
+        """
+        await self.crash(exc)
+
+
 class _IdempotentProducer(Producer):  # type: ignore[misc]
     """Faust asks for idempotence only inside transactions."""
 
@@ -132,17 +161,24 @@ class FeedbackJoin:
     What nothing was said of for ``window_s`` is dropped from the table.
     """
 
-    def __init__(self, app: Any, *, prefix: str, sink: KafkaSink, window_s: float) -> None:
+    def __init__(
+        self, app: Any, *, prefix: str, sink: KafkaSink, partitions: int, window_s: float
+    ) -> None:
         self._app = app
+        self._partitions = partitions
         self._prefix = prefix
         self._sink = sink
         # Raw bytes on the changelog: the application's default serializers.
         self._table = app.Table(
-            "feedback-join", key_type=bytes, value_type=bytes, window_s=window_s
+            "feedback-join", key_type=bytes, value_type=bytes, window_s=window_s, merge=_merge
         )
-        app.agent(self._topic(RESULTS.name), name="join-results")(self._join_results)
-        app.agent(self._topic(FEEDBACK.name), name="join-feedback")(self._join_feedback)
-        app.agent(self._topic(FORGOTTEN.name), name="forget-feedback")(self._forget)
+        for topic, name, agent in (
+            (RESULTS.name, "join-results", self._join_results),
+            (FEEDBACK.name, "join-feedback", self._join_feedback),
+            (FORGOTTEN.name, "forget-feedback", self._forget),
+            (EXAMPLES.name, "mind-examples", self._mind),
+        ):
+            app.agent(self._topic(topic), name=name)(agent)
         # While nothing comes in.
         app.timer(_SWEEP_INTERVAL_S)(self._sweep_at_rest)
 
@@ -156,18 +192,53 @@ class FeedbackJoin:
         )
 
     async def _join_results(self, stream: Any) -> None:
-        async for event in stream.events():
-            await self._join(event, GenerationResult)
+        await self._join_all(stream, GenerationResult)
 
     async def _join_feedback(self, stream: Any) -> None:
-        async for event in stream.events():
-            await self._join(event, FeedbackReceived)
+        await self._join_all(stream, FeedbackReceived)
 
     async def _forget(self, stream: Any) -> None:
-        async for event in stream.events():
-            await self._join(event, FeedbackForgotten)
+        await self._join_all(stream, FeedbackForgotten)
 
-    async def _join(self, event: Any, kind: type[Joined]) -> None:
+    async def _join_all(self, stream: Any, kind: type[Joined]) -> None:
+        async for event in stream.noack().events():
+            written = await self._join(event, kind)
+            if written is None:
+                event.ack()
+            else:
+                written.add_done_callback(partial(self._written, event))
+            self._sweep(_SWEPT_PER_EVENT)
+
+    def _written(self, event: Any, written: asyncio.Future[Any]) -> None:
+        """The state that came of an event is on the changelog, or never will be."""
+        if written.cancelled():
+            return
+        if (error := written.exception()) is not None:
+            self._app.loop.create_task(self._app.crash(error))
+        else:
+            event.ack()
+
+    async def _mind(self, stream: Any) -> None:
+        """Put right an example that came after a fuller one.
+
+        So it does where another worker had these partitions, was cut off from the brokers, and
+        what it had sent arrived late.
+        """
+        async for event in stream.noack().events():
+            record = _record(event.message, self._prefix)
+            example, problem = _decoded(record, FeedbackExample) if record.value else (None, None)
+            # One that cannot be read is sent to the dead letters by the trainer.
+            if problem is None:
+                state = decode_state(self._table.get(record.key or b""))
+                match corrected(state, record.key_text, example):
+                    case FeedbackExample() as found:
+                        await self._sink.example(found, record)
+                    case FeedbackForgotten() as forgotten:
+                        await self._sink.forget(forgotten, record)
+            event.ack()
+
+    async def _join(self, event: Any, kind: type[Joined]) -> asyncio.Future[Any] | None:
+        """What is returned ends when the state is written, if it changed."""
         record = _record(event.message, self._prefix)
         received, problem = _decoded(record, kind)
         key = b"" if received is None else received.request_id.encode()
@@ -185,15 +256,21 @@ class FeedbackJoin:
                 assert problem is not None
                 fail(joining, type(problem).__qualname__, str(problem))
                 await self._sink.publish_dead_letter(record, problem)
-                return
+                return None
+            home = (murmur2(key) & 0x7FFFFFFF) % self._partitions
+            if kind is not GenerationResult and may_move(record, home):
+                # Another client's partitioner put it where its answer is not.
+                await self._sink.move(record, home)
+                return None
             following, found = join(state, received, origin=carried(record.headers))
             if isinstance(found, FeedbackExample):
                 await self._sink.example(found, record)
             elif found is not None:
                 await self._sink.forget(found, record)
-            if following != state:
-                self._table[key] = encode_state(following)
-        self._sweep(_SWEPT_PER_EVENT)
+            if following == state:
+                return None
+            written: asyncio.Future[Any] = self._table.write(key, encode_state(following))
+            return written
 
     async def _sweep_at_rest(self) -> None:
         self._sweep(_SWEPT_PER_INTERVAL)
@@ -208,9 +285,13 @@ class FeedbackJoin:
             )
 
 
+def _merge(earlier: bytes, later: bytes) -> bytes:
+    return encode_state(merged(decode_state(earlier), decode_state(later)))
+
+
 def _decoded(
-    record: Record, kind: type[Joined]
-) -> tuple[Joined, None] | tuple[None, ContractError]:
+    record: Record, kind: type[Decoded]
+) -> tuple[Decoded, None] | tuple[None, ContractError]:
     try:
         if record.value is None:
             raise MalformedRecord("no value")

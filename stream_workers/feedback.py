@@ -77,6 +77,40 @@ def join(
     return following, found
 
 
+def merged(earlier: JoinState, later: JoinState) -> JoinState:
+    """Two states of one request id, either of which may lack what the other knows.
+
+    A worker that lost its partitions without knowing may write a state after the new owner wrote a
+    fuller one, so the last one written is not the whole.
+    """
+    if earlier.forgotten or later.forgotten:
+        return JoinState(forgotten=True)
+    known = earlier if earlier.result is not None else later
+    feedback = earlier.feedback
+    for event in later.feedback:
+        if event.feedback_id not in {one.feedback_id for one in feedback}:
+            feedback = _with(feedback, event)
+    return JoinState(result=known.result, origin=known.origin, feedback=feedback)
+
+
+def corrected(
+    state: JoinState, request_id: str, example: FeedbackExample | None
+) -> FeedbackExample | FeedbackForgotten | None:
+    """What to publish in place of ``example`` (``None``: a tombstone) if it knows less.
+
+    ``None``: it is right, or what it says beyond ``state`` is not known here.
+    """
+    if example is None:
+        return None
+    if state.forgotten:
+        return FeedbackForgotten(request_id=request_id, forgotten_at_ms=example.updated_at_ms)
+    if state.result is None or not state.feedback:
+        return None
+    if set(example.feedback_ids) < {event.feedback_id for event in state.feedback}:
+        return _merge(state.result, state.feedback)
+    return None
+
+
 def expire(state: JoinState) -> int:
     """Words of feedback that go with ``state``, when it is dropped, and never met their answer."""
     if state.result is not None:

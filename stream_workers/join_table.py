@@ -6,6 +6,7 @@ Faust's own windows are of keys that bear a time; here a key's time moves with e
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
@@ -79,12 +80,11 @@ class WindowStore(Store):  # type: ignore[misc]
         oldest = self.table.clock() - self.table.window_s
         for event in batch:
             key = event.key
-            if event.message.value is None or event.message.timestamp < oldest:
-                self.data.pop(key, None)
-                self.window.forget(key)
-            else:
-                self.data[key] = event.value
-                self.window.touch(key, event.message.timestamp, event.message.partition)
+            if event.message.timestamp < oldest:
+                continue
+            known = self.data.get(key)
+            self.data[key] = event.value if known is None else self.table.merge(known, event.value)
+            self.window.touch(key, event.message.timestamp, event.message.partition)
 
     async def on_recovery_completed(self, active_tps: set[Any], standby_tps: set[Any]) -> None:
         """Faust's hook: this worker has these partitions now, and all that is known of them."""
@@ -99,17 +99,41 @@ class WindowStore(Store):  # type: ignore[misc]
 
 
 class JoinTable(faust.Table):  # type: ignore[misc]
-    """``Table`` of an application. Its changelog keeps no more than it does itself."""
+    """``Table`` of an application. Its changelog keeps no more than it does itself.
+
+    ``merge`` makes one value of two that were written for a key, the earlier first: of all that the
+    changelog has, as the last need not be the whole (a worker that was cut off may write late).
+    """
 
     def __init__(
-        self, *args: Any, window_s: float, clock: Callable[[], float] = time.time, **rest: Any
+        self,
+        *args: Any,
+        window_s: float,
+        merge: Callable[[bytes, bytes], bytes],
+        clock: Callable[[], float] = time.time,
+        **rest: Any,
     ) -> None:
         self.window_s = window_s
+        self.merge = merge
         self.clock = clock
         super().__init__(*args, extra_topic_configs=changelog_config(window_s), **rest)
 
     def _new_store(self) -> WindowStore:
         return WindowStore("memory://", self.app, self, loop=self.loop)
+
+    def write(self, key: bytes, value: bytes) -> asyncio.Future[Any]:
+        """As setting an item; what is returned ends when the changelog has it.
+
+        Faust commits the offset of what is being processed without waiting for that.
+        """
+        self[key] = value
+        written: asyncio.Future[Any] = self._written
+        return written
+
+    def send_changelog(self, *args: Any, **named: Any) -> Any:
+        """Faust's hook."""
+        self._written = super().send_changelog(*args, **named)
+        return self._written
 
     def on_key_set(self, key: bytes, value: bytes) -> None:
         """Faust's hook: a change goes to the changelog."""
@@ -123,15 +147,15 @@ class JoinTable(faust.Table):  # type: ignore[misc]
 
     def info(self) -> dict[str, Any]:
         """Faust's hook: what a clone is made of."""
-        found = dict(super().info(), window_s=self.window_s, clock=self.clock)
+        found = dict(super().info(), window_s=self.window_s, merge=self.merge, clock=self.clock)
         del found["extra_topic_configs"]
         return found
 
 
 def changelog_config(window_s: float) -> dict[str, str]:
-    """Settings of a changelog that need not be older than a window."""
+    """Settings of a changelog that need not be older than a window, and is not compacted."""
     return {
-        "cleanup.policy": "compact,delete",
+        "cleanup.policy": "delete",
         "retention.ms": str(int(window_s * 1000)),
         "segment.ms": str(int(max(SHORTEST_SEGMENT_S, window_s / SEGMENTS) * 1000)),
     }

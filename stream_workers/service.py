@@ -280,6 +280,7 @@ async def run_worker(
                 app,
                 prefix=kafka.topic_prefix,
                 sink=sink,
+                partitions=partitions,
                 window_s=options.feedback_window_s,
             )
         handler: RequestHandler[Outgoing] = RequestHandler(

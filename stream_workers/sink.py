@@ -37,6 +37,15 @@ NULL_HEADER = "__feedloom.dlq.null_value"
 """Marks a dead letter that had neither key nor value, which no client library sends."""
 
 
+MOVED_HEADER = "feedloom.moved_from"
+"""``partition/offset`` where a record was before a worker moved it to its key's partition."""
+
+
+def may_move(record: Record, home: int) -> bool:
+    """Once is enough: workers that count partitions differently would move it for ever."""
+    return record.partition != home and all(name != MOVED_HEADER for name, _ in record.headers)
+
+
 class Producer(Protocol):
     """The one method of Faust's producer that is used. Awaiting twice waits for the broker."""
 
@@ -121,6 +130,12 @@ class KafkaSink:
         letter = self.dead_letter(record, error)
         await self._sent(f"{record.topic}.dlq", letter.key, letter.value, list(letter.headers))
 
+    async def move(self, record: Record, partition: int) -> None:
+        """The same record on another partition of its topic. Returns once the broker has it."""
+        origin = f"{record.partition}/{record.offset}"
+        headers = [*record.headers, (MOVED_HEADER, origin.encode())]
+        await self._sent(record.topic, record.key, record.value, headers, partition=partition)
+
     async def example(self, example: FeedbackExample, source: Record) -> None:
         """Returns once the broker has it."""
         await self._send_example(example, encode(example), source)
@@ -146,12 +161,22 @@ class KafkaSink:
             )
 
     async def _sent(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]],
+        *,
+        partition: int | None = None,
     ) -> None:
         """Returns once the broker has it. ``topic``: without the prefix."""
         began = time.perf_counter()
         try:
-            await (await self._producer.send(self._prefix + topic, key, value, None, None, headers))
+            await (
+                await self._producer.send(
+                    self._prefix + topic, key, value, partition, None, headers
+                )
+            )
         except KafkaError as error:
             count_sent(topic, time.perf_counter() - began, error=error)
             raise

@@ -115,8 +115,9 @@ _GATEWAY = _Topics(
 
 _TOPICS: dict[Component, _Topics] = {
     "worker": _Topics(
-        reads=(*_ASK, CHUNKS, RESULTS, FEEDBACK, FORGOTTEN, *_SETTLED, WORKERS),
-        writes=(CHUNKS, RESULTS, EXAMPLES, SHADOW, WORKERS),
+        reads=(*_ASK, CHUNKS, RESULTS, FEEDBACK, FORGOTTEN, EXAMPLES, *_SETTLED, WORKERS),
+        # Feedback is moved to where its answer is.
+        writes=(CHUNKS, RESULTS, FEEDBACK, FORGOTTEN, EXAMPLES, SHADOW, WORKERS),
         dead_letters=(REQUESTS, REQUESTS_BATCH, RESULTS, FEEDBACK, FORGOTTEN),
     ),
     "trainer": _Topics(

@@ -178,7 +178,7 @@ def flows(
             2 + (1 if readers.own_results else clients),
         ),
         flow(catalogue.FEEDBACK, rated, "wire.feedback", 0, 1),
-        flow(catalogue.EXAMPLES, rated, "wire.example", answered, 2),
+        flow(catalogue.EXAMPLES, rated, "wire.example", answered, 3),
         flow(
             catalogue.SHADOW,
             rate * workload.shadow_share,

@@ -150,7 +150,7 @@ def test_the_joins_changelog_keeps_no_more_than_its_window(
         ).values()
     finally:
         admin.close()
-    assert set(configs[name]["cleanup.policy"]["value"].split(",")) == {"compact", "delete"}
+    assert configs[name]["cleanup.policy"]["value"] == "delete"
     assert configs[name]["retention.ms"]["value"] == "300000"
 
 

@@ -193,9 +193,9 @@ class Arena(Deployment):
         return found + registry_is_one(self.journal.records, MODEL, views)
 
 
-def round_of(place: Arena, fault: Fault) -> list[str]:
+def round_of(place: Arena, number: int, fault: Fault) -> list[str]:
     """Broken rules after it."""
-    place.start_traffic()
+    place.start_traffic(number=number)
     time.sleep(fault.wait_s)
     place.hit(fault)
     time.sleep(fault.last_s)
@@ -231,7 +231,7 @@ def main() -> int:
             for number in numbers:
                 fault = drawn(options.seed, number)
                 begin = time.monotonic()
-                found = round_of(place, fault)
+                found = round_of(place, number, fault)
                 took = time.monotonic() - begin
                 say(f"{number:4} {fault}: {'ok' if not found else 'BROKEN'}, {took:.0f} s")
                 if found:

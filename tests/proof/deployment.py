@@ -211,14 +211,13 @@ class Deployment:
             raise AssertionError(f"feedloom {' '.join(words)}: {done.stderr[-2_000:]}")
         return done.stdout
 
-    def start_traffic(self, *, http: bool = True) -> None:
-        """Until ``stop_traffic``."""
+    def start_traffic(self, *, number: int = 0) -> None:
+        """Until ``stop_traffic``. ``number``: of several in a row, none like another."""
         words = [self.servers, self.prefix, str(self._ledger)]
         words += ["--rate", str(self.plan.rate), "--max-tokens", str(self.plan.max_tokens)]
-        words += ["--seed", str(self.plan.seed)]
-        if http:
-            assert self.url is not None
-            words += ["--http", self.url, "--key", self.key()]
+        words += ["--seed", f"{self.plan.seed}/{number}"]
+        assert self.url is not None
+        words += ["--http", self.url, "--key", self.key()]
         self.children["traffic"] = Child(
             "traffic",
             [sys.executable, "-m", "tests.proof.traffic", *words],

@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("prefix")
     parser.add_argument("ledger")
     parser.add_argument("--rate", type=float, default=4.0, help="actions a second, on average")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", default="1")
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--http", help="the gateway's address; without it none goes over HTTP")
     parser.add_argument("--key", help="an API key")

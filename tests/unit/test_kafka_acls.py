@@ -101,8 +101,8 @@ def test_who_writes_what_is_decided_for_every_topic() -> None:
         "generation.chunks": {"worker"},
         "generation.results": {"worker"} | mending,
         "generation.shadow": {"worker"},
-        "feedback.events": asking | mending,
-        "feedback.forgotten": {"client"} | mending,
+        "feedback.events": asking | mending | {"worker"},
+        "feedback.forgotten": {"client", "worker"} | mending,
         "feedback.examples": {"worker"} | mending,
         "model.registry": {"trainer", "operator"},
         "model.rollouts": {"trainer", "rollouts", "console", "operator"},
@@ -317,7 +317,7 @@ def test_the_same_settings_reach_every_kind_of_client(tmp_path: Path) -> None:
 
 CLIENTS = {
     *("KafkaProducer", "KafkaConsumer", "KafkaAdminClient"),
-    *("AIOKafkaProducer", "AIOKafkaConsumer", "AIOKafkaClient", "AIOKafkaAdminClient", "App"),
+    *("AIOKafkaProducer", "AIOKafkaConsumer", "AIOKafkaClient", "AIOKafkaAdminClient", "_App"),
 }
 
 
@@ -350,6 +350,6 @@ def test_every_client_of_the_platform_takes_its_security_from_the_settings() -> 
         ("infra/kafka/partition_lag.py", "KafkaAdminClient", "client_options(self._settings)"),
         ("infra/kafka/partition_lag.py", "KafkaConsumer", "client_options(self._settings)"),
         ("infra/kafka/topic_sizes.py", "KafkaAdminClient", "client_options(self._settings)"),
-        ("stream_workers/app.py", "App", "broker_credentials"),
+        ("stream_workers/app.py", "_App", "broker_credentials"),
         ("stream_workers/transactions.py", "AIOKafkaProducer", "self._options"),
     }
