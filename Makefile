@@ -16,11 +16,13 @@ OTELCOL := .feedloom/otelcol/otelcol
 DEPLOY := .feedloom/deploy
 COMPOSE := $(DEPLOY)/docker-compose
 AUDIT := .feedloom/tools/audit
+DOCS := .feedloom/docs
+FOREIGN := .feedloom/foreign
 PACKAGES := infra observability producers stream_workers trainer
 DEPLOYTOOLS := requirements/deploytools.txt requirements/checkov.txt requirements/go.txt \
 	infra/deploy/helm/tools.toml infra/deploy/helm/fetch_tools.py
 
-.PHONY: help setup demo browser prometheus deploytools audit drills soak chaos test lint format bench lock clean
+.PHONY: help setup demo browser prometheus foreign deploytools docs audit drills soak chaos test lint format bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,6 +73,23 @@ prometheus:
 		echo "no Prometheus on PATH: the alert rules' tests will fail; on Debian or Ubuntu: sudo apt-get install prometheus" >&2; \
 	fi
 
+# Clients that are not ours, for tests/foreign: kcat where this may install it, and locust.
+foreign: $(FOREIGN)/installed
+	@command -v kcat >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "==> kcat, for the tests of other clients"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq -y --no-install-recommends kcat >/dev/null; \
+	else \
+		echo "no kcat on PATH: its tests will fail; on Debian or Ubuntu: sudo apt-get install kcat" >&2; \
+	fi
+
+$(FOREIGN)/installed: $(UV) requirements/foreign.txt
+	@echo "==> locust into $(FOREIGN)"
+	@$(UV) venv --quiet --clear --python .feedloom/tools/bin/python $(FOREIGN)
+	@$(UV) pip sync --quiet --python $(FOREIGN)/bin/python --require-hashes requirements/foreign.txt
+	@touch $@
+
 # The collector of the parts that its configuration names, for the drills.
 $(OTELCOL): infra/deploy/observability/otelcol.yaml
 	@command -v go >/dev/null || { \
@@ -101,6 +120,15 @@ $(COMPOSE): infra/deploy/compose/validator/go.mod infra/deploy/compose/validator
 	cd infra/deploy/compose/validator && CGO_ENABLED=0 $$go build -trimpath -ldflags="-s -w" \
 		-o $(CURDIR)/$@ github.com/docker/compose/v5/cmd
 
+$(DOCS)/installed: $(UV) requirements/docs.txt
+	@echo "==> mkdocs into $(DOCS)"
+	@$(UV) venv --quiet --clear --python .feedloom/tools/bin/python $(DOCS)
+	@$(UV) pip sync --quiet --python $(DOCS)/bin/python --require-hashes requirements/docs.txt
+	@touch $@
+
+docs: $(DOCS)/installed ## the documentation as a site: .feedloom/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+
 $(AUDIT)/installed: $(UV) requirements/audit.txt
 	@echo "==> pip-audit into $(AUDIT)"
 	@$(UV) venv --quiet --clear --python .feedloom/tools/bin/python $(AUDIT)
@@ -112,7 +140,7 @@ audit: $(AUDIT)/installed ## ask about known vulnerabilities (ARGS=--required fa
 
 # Two at a time, save those that need every core for the engine. Each of two has a broker of its own,
 # unless ARGS name one. Pytest ends with 5 where ARGS select nothing: of one part that is well.
-test: $(STAMP) browser prometheus deploytools ## run the whole suite (ARGS go to pytest)
+test: $(STAMP) browser prometheus foreign deploytools $(DOCS)/installed ## run the whole suite (ARGS go to pytest)
 	@status=0; ran=0; \
 	part() { $(BIN)/python -m pytest -m "$$1" $(ARGS) $$2; \
 		case $$? in 0) ran=1;; 5) ;; *) ran=1; status=1;; esac; }; \
@@ -151,7 +179,7 @@ lock: $(UV) ## resolve pyproject.toml again into requirements/*.txt
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 			--no-header --extra $$worker --extra trainer --extra local --extra s3 --extra dev \
 			pyproject.toml -o requirements/$$kind.txt || exit 1; done
-	@for name in traces checkov audit; do \
+	@for name in traces checkov audit foreign docs; do \
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 			--no-annotate --no-header requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 	@for name in deploytools go; do \

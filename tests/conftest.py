@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -20,6 +20,9 @@ from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.bus import KafkaBus
 from infra.kafka.topics import apply_catalogue
 from infra.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Served
 
 # How long an example takes says nothing on a busy machine.
 hypothesis.settings.register_profile("feedloom", deadline=None)
@@ -179,6 +182,22 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     ).merge_and_unload().save_pretrained(merged)
     made.save_pretrained(merged)
     return Weights(*paths, adapters, merged)
+
+
+@pytest.fixture(scope="session")
+def served(
+    kafka_bootstrap: str, weights: Weights, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """Shared, as an engine takes a minute to start: a test may leave another version stable."""
+    from tests.integration.conftest import Served, Workers
+
+    kafka, home = new_deployment(kafka_bootstrap), tmp_path_factory.mktemp("served")
+    workers = Workers(KafkaBus(kafka), kafka, home, model=weights.first)
+    try:
+        workers.start(max_adapters=2, max_adapter_rank=8, kv_cache_gb=0.25)
+        yield Served(kafka=kafka, home=home, workers=workers)
+    finally:
+        workers.close()
 
 
 def make_adapter(base: Path, path: Path, *, seed: int, rank: int = 8, **options: Any) -> Path:

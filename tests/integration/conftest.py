@@ -36,7 +36,6 @@ from infra.registry.config import ConfigWatcher, publish_config
 from infra.registry.store import ArtifactStore
 from infra.registry.transitions import tried
 from infra.settings import KafkaSettings
-from tests.conftest import Weights, new_deployment
 
 
 def child_environment(home: Path, kafka: KafkaSettings) -> dict[str, str]:
@@ -279,20 +278,6 @@ class Served:
     kafka: KafkaSettings
     home: Path
     workers: Workers
-
-
-@pytest.fixture(scope="session")
-def served(
-    kafka_bootstrap: str, weights: Weights, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    """Shared, as an engine takes a minute to start: a test may leave another version stable."""
-    kafka, home = new_deployment(kafka_bootstrap), tmp_path_factory.mktemp("served")
-    workers = Workers(KafkaBus(kafka), kafka, home, model=weights.first)
-    try:
-        workers.start(max_adapters=2, max_adapter_rank=8, kv_cache_gb=0.25)
-        yield Served(kafka=kafka, home=home, workers=workers)
-    finally:
-        workers.close()
 
 
 @pytest.fixture
