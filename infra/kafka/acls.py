@@ -187,6 +187,7 @@ def _all(
         for spec in all_topics():
             name = prefix + spec.name
             yield "topic", name, False, ("Create", "Alter", "AlterConfigs", "DescribeConfigs")
+        yield "topic", f"{group}-{CHANGELOG}", False, ("Describe", "Alter")
         yield "group", group, False, ("Describe",)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
-from infra.contracts.catalogue import TopicSpec, all_topics
+from infra.contracts.catalogue import RESULTS, TopicSpec, all_topics
 from infra.contracts.errors import FatalError
+from infra.kafka.acls import CHANGELOG
 from infra.kafka.connection import admin_client, permitted, reachable
 from infra.settings import KafkaSettings
 
@@ -82,6 +83,23 @@ def apply_catalogue(settings: KafkaSettings, *, partitions: int | None = None) -
             if different:
                 admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, different)])
                 changes.append(f"{name}: {', '.join(f'{k}={v}' for k, v in different.items())}")
+        changes += _grow_changelogs(admin, settings, wanted[RESULTS.name])
+    return changes
+
+
+def _grow_changelogs(admin: Any, settings: KafkaSettings, wanted: int) -> list[str]:
+    """As many partitions as the topics that are joined: Faust, who made it, leaves it as it is."""
+    changes = []
+    names = [
+        name
+        for name in admin.list_topics()
+        if name.startswith(settings.topic_prefix) and name.endswith(f"-{CHANGELOG}")
+    ]
+    for topic in admin.describe_topics(names) if names else ():
+        count = len(topic["partitions"])
+        if count < wanted:
+            admin.create_partitions({topic["name"]: wanted})
+            changes.append(f"{topic['name']}: {count} to {wanted} partitions")
     return changes
 
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 DOCUMENT = Path("docs/scaling.md")
-_BLOCK = re.compile(r"^```\n(\$ feedloom plan(?:[^\n]*\\\n)*[^\n]*\n)(.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"^```console\n(\$ feedloom plan(?:[^\n]*\\\n)*[^\n]*\n)(.*?)^```$", re.M | re.S
+)
 
 Run = Callable[[Sequence[str]], str]
 """Takes the words after ``feedloom plan``; returns what it prints."""
@@ -25,7 +27,7 @@ def commands(text: str) -> list[list[str]]:
 
 def rewritten(text: str, run: Run) -> str:
     """The document with every output as it is now."""
-    return _BLOCK.sub(lambda found: f"```\n{found[1]}{run(_words(found[1]))}```", text)
+    return _BLOCK.sub(lambda found: f"```console\n{found[1]}{run(_words(found[1]))}```", text)
 
 
 def _words(shown: str) -> list[str]:

@@ -14,10 +14,12 @@ from infra.contracts.events import (
     GenerationResult,
     SamplingParameters,
 )
+from infra.kafka.topics import apply_catalogue
 from infra.registry.lineage import taken_out
 from infra.settings import KafkaSettings
 from producers.client import GenerationClient
 from producers.feedback import FeedbackClient
+from tests.conftest import PARTITIONS
 
 from .conftest import Workers
 
@@ -152,6 +154,28 @@ def test_the_joins_changelog_keeps_no_more_than_its_window(
         admin.close()
     assert configs[name]["cleanup.policy"]["value"] == "delete"
     assert configs[name]["retention.ms"]["value"] == "300000"
+
+
+def test_feedback_is_joined_after_the_topics_have_more_partitions(
+    workers: Workers, kafka_settings: KafkaSettings
+) -> None:
+    assert workers.start().stop(60) == 0
+    changes = apply_catalogue(kafka_settings, partitions=2 * PARTITIONS)
+    assert any(f"changelog: {PARTITIONS} to {2 * PARTITIONS}" in change for change in changes)
+    assert apply_catalogue(kafka_settings, partitions=2 * PARTITIONS) == []
+    workers.start()
+    names = [f"answer-{number}" for number in range(4 * PARTITIONS)]
+    with GenerationClient(workers.bus, source="test") as client:
+        for handle in [client.submit(PROMPT, request_id=name) for name in names]:
+            handle.result(60)
+    with FeedbackClient(workers.bus, source="test") as feedback:
+        for name in names:
+            feedback.rate(name, "up")
+
+    def joined() -> set[str]:
+        return {(one.key or b"").decode() for one in workers.records(catalogue.EXAMPLES.name)}
+
+    workers.wait("every example", lambda: joined() == set(names))
 
 
 def test_a_worker_switches_in_flight_and_refuses_a_spoilt_artifact(workers: Workers) -> None:

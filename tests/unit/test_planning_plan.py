@@ -468,7 +468,7 @@ def test_the_documents_table_of_bottlenecks_has_the_plans_numbers() -> None:
 
 
 def test_blocks_are_found_with_their_lines_joined() -> None:
-    text = "a\n```\n$ feedloom plan --rps 1 \\\n    --gpu cpu\nold\n```\nb\n```\n$ ls\n```\n"
+    text = "a\n```console\n$ feedloom plan --rps 1 \\\n    --gpu cpu\nold\n```\nb\n```\n$ ls\n```\n"
     assert document.commands(text) == [["--rps", "1", "--gpu", "cpu"]]
     new = document.rewritten(text, lambda words: " ".join(words) + "\n")
     assert new == text.replace("old", "--rps 1 --gpu cpu")
