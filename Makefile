@@ -17,12 +17,13 @@ DEPLOY := .feedloom/deploy
 COMPOSE := $(DEPLOY)/docker-compose
 AUDIT := .feedloom/tools/audit
 DOCS := .feedloom/docs
+MUTATION := .feedloom/tools/mutation
 FOREIGN := .feedloom/foreign
 PACKAGES := infra observability producers stream_workers trainer
 DEPLOYTOOLS := requirements/deploytools.txt requirements/checkov.txt requirements/go.txt \
 	infra/deploy/helm/tools.toml infra/deploy/helm/fetch_tools.py
 
-.PHONY: help setup demo browser prometheus foreign deploytools docs audit drills soak chaos test lint format bench lock clean
+.PHONY: help setup demo browser prometheus foreign deploytools docs audit drills soak chaos mutants test lint format bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -158,6 +159,15 @@ soak: $(STAMP) ## an hour of mixed traffic, every process watched (ARGS="--minut
 chaos: $(STAMP) ## a hundred faults from a seed, as root (ARGS="--rounds 10 --seed 2")
 	@$(BIN)/python -m tests.proof.chaos $(ARGS)
 
+$(MUTATION)/.installed: $(UV) requirements/mutation.txt
+	@echo "==> mutmut into $(MUTATION)"
+	@$(UV) venv --quiet --clear --python .feedloom/tools/bin/python $(MUTATION)
+	@$(UV) pip sync --quiet --python $(MUTATION)/bin/python --require-hashes requirements/mutation.txt
+	@touch $@
+
+mutants: $(STAMP) $(MUTATION)/.installed ## alter the pure core and see that its tests notice (an hour)
+	@$(BIN)/python -m tests.mutation.run $(ARGS)
+
 lint: $(STAMP) $(AUDIT)/installed ## ruff, mypy --strict, import-linter, bandit, pip-audit
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -179,7 +189,7 @@ lock: $(UV) ## resolve pyproject.toml again into requirements/*.txt
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 			--no-header --extra $$worker --extra trainer --extra local --extra s3 --extra dev \
 			pyproject.toml -o requirements/$$kind.txt || exit 1; done
-	@for name in traces checkov audit foreign docs; do \
+	@for name in traces checkov audit foreign docs mutation; do \
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 			--no-annotate --no-header requirements/$$name.in -o requirements/$$name.txt || exit 1; done
 	@for name in deploytools go; do \

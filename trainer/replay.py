@@ -47,5 +47,6 @@ def replay_fraction(config: TrainerConfig, versions: Sequence[ModelVersionPublis
 
 def _odds_times(share: float, factor: float) -> float:
     # Of no replay at all there is nothing to multiply: one per cent is where it begins to help.
-    odds = max(share, 0.01) / (1 - share) * factor
+    share = min(max(share, 0.01), 0.99)
+    odds = share / (1 - share) * factor
     return odds / (1 + odds)

@@ -98,7 +98,7 @@ def _decide(tenant: _Tenant, event: AdmissionAsked, at_ms: int) -> Decision:
     key = event.idempotency_key
     if key is not None and (taken := tenant.keys.get(key)) is not None:
         _, request_id, fingerprint = taken
-        return Duplicate(request_id, fingerprint == event.fingerprint)
+        return Duplicate(request_id, fingerprint == (event.fingerprint or ""))
     refused = _over(tenant, event, at_ms)
     if refused is not None:
         return refused
@@ -131,8 +131,8 @@ def _refusals(tenant: _Tenant, event: AdmissionAsked, at_ms: int) -> Iterator[Re
         yield Refused("tokens_per_minute", limit, wait)
     limit = event.requests_per_minute
     if limit is not None and len(tenant.recent) >= limit:
-        first = tenant.recent[len(tenant.recent) - limit]
-        yield Refused("requests_per_minute", limit, _seconds_left(first, at_ms))
+        wait = _seconds_left(tenant.recent[-limit], at_ms) if limit else None
+        yield Refused("requests_per_minute", limit, wait)
     limit = event.concurrent_requests
     if limit is not None and len(tenant.leases) >= limit:
         yield Refused("concurrent_requests", limit, CONCURRENT_RETRY_S)

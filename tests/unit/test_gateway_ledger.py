@@ -112,6 +112,17 @@ def test_a_key_is_the_first_ones_for_a_day() -> None:
     assert ledger.apply(asked(5, **key), KEYS_MS) == Admitted()
 
 
+def test_a_limit_of_none_at_all_refuses_for_good() -> None:
+    decision = AdmissionLedger().apply(asked(1, requests_per_minute=0), 0)
+    assert decision == Refused("requests_per_minute", 0, None)
+
+
+def test_a_key_without_a_fingerprint_is_repeated_honestly() -> None:
+    ledger = AdmissionLedger()
+    ledger.apply(asked(1, idempotency_key="k"), 0)
+    assert ledger.apply(asked(2, idempotency_key="k"), 5) == Duplicate("r1", same=True)
+
+
 def test_a_refused_request_takes_no_key() -> None:
     ledger = AdmissionLedger()
     ledger.apply(asked(1), 0)

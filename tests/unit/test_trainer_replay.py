@@ -48,7 +48,24 @@ def test_what_was_not_measured_or_no_round_of_feedback_changes_nothing() -> None
     assert replay_fraction(fixed, [version(0.5, 0.5)]) == 0.2
 
 
-@given(st.floats(0, 0.94), st.floats(-0.5, 0.5), st.floats(0, 0.99))
+@given(st.floats(0, 0.94), st.floats(-0.5, 0.5), st.floats(0, 1))
 def test_it_stays_between_the_setting_and_the_most(least: float, lost: float, used: float) -> None:
     config = TrainerConfig(replay_fraction=least)
     assert least <= replay_fraction(config, [version(lost, used)]) <= MOST
+
+
+def test_the_odds_turn_exactly_at_half_of_what_may_be_forgotten_and_at_nothing() -> None:
+    """Bits per byte that are exact in binary: 2 before, and 2.25 after, is an eighth forgotten."""
+    config = TrainerConfig(replay_fraction=0.2, max_forgetting=0.25)
+    assert replay_fraction(config, [version(0.125, 0.5)]) == 0.5
+    assert replay_fraction(config, [version(0.1875, 0.5)]) == pytest.approx(2 / 3)
+    assert replay_fraction(config, [version(0.0, 0.5)]) == pytest.approx(1 / 3)
+    assert replay_fraction(config, [version(0.0625, 0.5)]) == 0.5
+    # Half of what was measured is no measure.
+    half = version(0.5, 0.5)
+    del half.metrics["heldout_bits_per_byte_after"]
+    assert forgetting(half) is None
+    half.metrics["heldout_bits_per_byte_after"] = 0.0
+    assert forgetting(half) == -1.0
+    half.metrics["heldout_bits_per_byte_before"] = 0.0
+    assert forgetting(half) is None

@@ -125,3 +125,91 @@ def test_a_schedule_is_due_once_and_makes_up_for_what_it_missed() -> None:
 def test_a_wrong_expression_is_refused_at_start() -> None:
     with pytest.raises(ConfigurationError, match="cron expression"):
         Schedule("every night", last_s=0.0)
+
+
+@given(
+    ups=st.integers(0, 2),
+    downs=st.integers(0, 2),
+    score=st.sampled_from([None, 0.0, 0.4999, 0.5, 1.0]),
+    edit=st.sampled_from([None, "", "better"]),
+)
+def test_an_edit_speaks_before_thumbs_and_thumbs_before_a_score(
+    ups: int, downs: int, score: float | None, edit: str | None
+) -> None:
+    found = liked(example(1, ups=ups, downs=downs, score=score, edit=edit))
+    if edit is not None:
+        assert found is False
+    elif ups != downs:
+        assert found is (ups > downs)
+    else:
+        assert found is (None if score is None else score >= 0.5)
+
+
+@given(st.integers(1, 60), st.data())
+def test_a_fall_is_one_that_the_test_of_two_proportions_shows(
+    window: int, data: st.DataObject
+) -> None:
+    """Fleiss, Levin and Paik 2003, section 3.1, without the correction for continuity."""
+    good, later = data.draw(st.integers(0, window)), data.draw(st.integers(0, window))
+    between = data.draw(st.integers(0, 5))
+    # Those between count neither as the measure nor as what is held against it.
+    found = rate((good, window), (between, between), (later, window)).fall(window)
+    before, now = good / window, later / window
+    pooled = (good + later) / (2 * window)
+    error = (2 * pooled * (1 - pooled) / window) ** 0.5
+    if before - now > 1.6448536269514722 * error:
+        assert found == (before, now)
+    else:
+        assert found is None
+    assert rate((good, window), (max(0, window - 1), window - 1)).fall(window) is None
+
+
+def test_newer_feedback_takes_the_place_of_older_and_of_another_version_none() -> None:
+    found = rate((4, 4), (0, 4))
+    assert found.fall(4) == (1.0, 0.0)
+    # The first four are the measure still: one of them changed its mind.
+    found.add(example(0, downs=1))
+    assert found.fall(4) == (0.75, 0.0)
+    found.add(example(0, ups=1, downs=1))
+    assert found.fall(4) == (0.75, 0.0)
+    found.add(example(0, ups=1, version="m@1"))
+    assert found.fall(4) == (0.75, 0.0)
+    found.forget("never there")
+    found.forget("r0")
+    assert found.fall(4) is None
+
+
+def test_why_is_said_in_whole_sentences_and_at_the_very_limits() -> None:
+    assert why(teaching=9) is None
+    assert why(teaching=10) == "count: 10 new answers with feedback to learn from"
+    assert why(waited_s=59.9) is None
+    assert why(waited_s=60.0) == "age: feedback waits for 60 s"
+    assert why(fall=(0.75, 0.5)) == "drift: people like 50% of the answers, before 75%"
+    exact = TrainerConfig(min_examples=10, max_wait_s=60.0, drift_drop=0.25)
+    assert why(fall=(0.75, 0.5), config=exact) is not None
+    assert why(fall=(0.75, 0.51), config=exact) is None
+    # A drop of one, and everything beyond it, can never be.
+    whole = TrainerConfig(min_examples=10, max_wait_s=60.0, drift_drop=1.0)
+    assert why(fall=(1.0, 0.0), config=whole) is not None
+    assert why(scheduled=True) == "schedule"
+    assert why(waiting=0, scheduled=True) is None
+
+
+def test_a_schedule_counts_from_the_last_round_and_not_before_its_moment() -> None:
+    hourly = Schedule("0 * * * *", last_s=at(1, 12))
+    assert not hourly.is_due(at(1, 12, 59))
+    assert hourly.is_due(at(1, 13, 1))
+    hourly.ran(at(1, 13))
+    # The moment that the last round was run at is not due again.
+    assert not hourly.is_due(at(1, 13, 30))
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^trainer\.schedule: 'every night' is no cron expression, such as '0 3 \* \* \*'$",
+    ):
+        Schedule("every night", last_s=0.0)
+
+
+def test_where_chance_ends() -> None:
+    """At 1.645 standard errors: 0.1007 for 80 and 70 of 100, 0.1014 for 80 and 69."""
+    assert rate((80, 100), (70, 100)).fall(100) is None
+    assert rate((80, 100), (69, 100)).fall(100) == (0.8, 0.69)

@@ -30,3 +30,9 @@ def test_two_ids_are_not_one_text() -> None:
     assert ("ab", "c") not in answered
     answered.add(("\udcff", ""))
     assert ("\udcff", "") in answered
+
+
+def test_a_key_is_remembered_in_sixteen_bytes() -> None:
+    answered = AnsweredKeys(5)
+    answered.add(("a" * 500, "b" * 500))
+    assert [len(digest) for digest in answered._digests] == [16]

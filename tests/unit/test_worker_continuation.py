@@ -174,3 +174,36 @@ def test_a_continued_seed_is_fixed_and_another() -> None:
     assert seeds == [continued_seed(7, tokens) for tokens in range(100)]
     assert len(set(seeds)) == 100
     assert all(seed is not None and 0 <= seed < 2**63 for seed in seeds)
+    assert continued_seed(7, 3) == (7 + 3 * 0x9E37_79B9_7F4A_7C15) % 2**63
+
+
+@pytest.mark.parametrize(("include", "shown"), [(False, "a"), (True, "ab")])
+def test_a_token_that_ends_an_answer_is_shown_only_if_stops_are(include: bool, shown: str) -> None:
+    sampling = SamplingParameters(include_stop=include)
+    answer = AnswerText(sampling, byte_decoder())
+    assert answer.extend(b"ab", ends=True) == (2, False)
+    assert answer.take(finished=True) == shown
+    resumed = resume(
+        Emitted(token_ids=tuple(b"ab"), text=""), sampling, byte_decoder(), ending=b"b", limit=9
+    )
+    assert (resumed.owed, resumed.finish_reason) == (shown, "stop")
+
+
+def test_a_scanner_begins_with_nothing_and_holds_no_more_than_it_needs() -> None:
+    assert StopScanner(("ab",)).feed("xab") == (1, 3)
+    assert StopScanner(("Xa",)).feed("a") is None
+    one = StopScanner(("a",))
+    assert one.feed("xyz") is None
+    assert (one.overlap, one._tail) == (0, "")
+    assert one.feed("za") == (4, 5)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    late = Emitted(token_ids=tuple(b"ab"), text="")
+    with pytest.raises(EmittedMismatch, match=r"^tokens were emitted after the answer's end$"):
+        resume(late, SamplingParameters(), byte_decoder(), ending=b"a", limit=9)
+    other = Emitted(token_ids=tuple(b"ab"), text="b")
+    with pytest.raises(
+        EmittedMismatch, match=r"^the emitted text is not that of the emitted tokens$"
+    ):
+        resume(other, SamplingParameters(), byte_decoder(), ending=b"", limit=9)

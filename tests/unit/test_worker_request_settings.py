@@ -65,3 +65,23 @@ def test_a_tenant_asks_for_so_many_tokens_at_most() -> None:
     assert settle({}, max_tokens=900).max_tokens == 40
     with pytest.raises(RequestRefused, match="max_tokens is 10; tenant 'acme' may ask for 9"):
         settle({"max_tokens": 10}, max_tokens=9)
+
+
+@pytest.mark.parametrize("defaults", [SamplingConfig(), OURS])
+@pytest.mark.parametrize(("tenant", "shown"), [("acme", "acme"), (None, "default")])
+def test_a_limit_holds_whatever_the_defaults_are(
+    defaults: SamplingConfig, tenant: str | None, shown: str
+) -> None:
+    request = GenerationRequest(
+        request_id="r",
+        submit_id="s",
+        prompt="p",
+        created_at_ms=0,
+        tenant=tenant,
+        sampling=SamplingParameters(max_tokens=10),
+    )
+    value = codec.encode(request)
+    with pytest.raises(RequestRefused, match=f"tenant '{shown}' may ask for 9 at most$") as refused:
+        settled(request, value, defaults, TenantConfig(max_tokens=9))
+    assert refused.value.code == "too_many_tokens"
+    assert settled(request, value, SamplingConfig(), TenantConfig()) is request

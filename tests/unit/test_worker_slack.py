@@ -334,3 +334,16 @@ def test_under_an_endless_backlog_latency_stays_within_the_factor_and_slack_is_u
     used = math.fsum(held) / len(held) / slack
     assert ratio <= 1.2, (ratio, used)
     assert used >= 0.6, (ratio, used)
+
+
+def test_a_new_window_is_open_and_the_narrowest_is_a_whole_number_of_tokens() -> None:
+    window = BatchWindow(BatchPolicy(max_tokens=1_000), 0.0)
+    assert window.closed_by is None
+    narrowest = BatchPolicy(max_tokens=1_000).min_tokens
+    assert (narrowest, type(narrowest)) == (3, int)
+    assert BatchPolicy(max_tokens=255).min_tokens == 1
+    window.reconfigure(BatchPolicy(max_tokens=1_000, round_samples=3))
+    for number in range(40):
+        window.observe_ttft(float(number), False, 0.0)
+    # Of the newest twelve, the tenth.
+    assert window.baseline_s == 37.0
