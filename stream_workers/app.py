@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,22 +201,10 @@ class FeedbackJoin:
         await self._join_all(stream, FeedbackForgotten)
 
     async def _join_all(self, stream: Any, kind: type[Joined]) -> None:
+        settled = InOrder(self._app.crash)
         async for event in stream.noack().events():
-            written = await self._join(event, kind)
-            if written is None:
-                event.ack()
-            else:
-                written.add_done_callback(partial(self._written, event))
+            settled.add(event, await self._join(event, kind))
             self._sweep(_SWEPT_PER_EVENT)
-
-    def _written(self, event: Any, written: asyncio.Future[Any]) -> None:
-        """The state that came of an event is on the changelog, or never will be."""
-        if written.cancelled():
-            return
-        if (error := written.exception()) is not None:
-            self._app.loop.create_task(self._app.crash(error))
-        else:
-            event.ack()
 
     async def _mind(self, stream: Any) -> None:
         """Put right an example that came after a fuller one.
@@ -263,13 +251,15 @@ class FeedbackJoin:
                 await self._sink.move(record, home)
                 return None
             following, found = join(state, received, origin=carried(record.headers))
+            # Before anything is waited for: another agent may be at the same answer. If this ends
+            # here, the event comes again, and publishes what it should have.
+            written: asyncio.Future[Any] | None = None
+            if following != state:
+                written = self._table.write(key, encode_state(following))
             if isinstance(found, FeedbackExample):
                 await self._sink.example(found, record)
             elif found is not None:
                 await self._sink.forget(found, record)
-            if following == state:
-                return None
-            written: asyncio.Future[Any] = self._table.write(key, encode_state(following))
             return written
 
     async def _sweep_at_rest(self) -> None:
@@ -283,6 +273,39 @@ class FeedbackJoin:
                 unmatched,
                 self._table.window_s,
             )
+
+
+class InOrder:
+    """Acknowledges events when what came of them, and of those before them, is written.
+
+    Faust commits behind the first run of acknowledged offsets, whatever lies before that.
+    """
+
+    def __init__(self, crash: Callable[[BaseException], Coroutine[Any, Any, None]]) -> None:
+        self._crash = crash
+        self._waiting: deque[tuple[Any, asyncio.Future[Any] | None]] = deque()
+        self._crashing: asyncio.Task[None] | None = None
+
+    def add(self, event: Any, written: asyncio.Future[Any] | None) -> None:
+        """``written``: what is to end first. If it fails, the worker ends."""
+        self._waiting.append((event, written))
+        if written is None:
+            self._advance()
+        else:
+            written.add_done_callback(self._advance)
+
+    def _advance(self, _: object = None) -> None:
+        while self._waiting:
+            event, written = self._waiting[0]
+            if written is not None:
+                if not written.done() or written.cancelled():
+                    return
+                if (error := written.exception()) is not None:
+                    if self._crashing is None:
+                        self._crashing = asyncio.create_task(self._crash(error))
+                    return
+            self._waiting.popleft()
+            event.ack()
 
 
 def _merge(earlier: bytes, later: bytes) -> bytes:

@@ -71,7 +71,7 @@ def join(
     following, found = _joined(state, event, origin)
     if isinstance(event, FeedbackReceived):
         _count(event, following, _outcome(state, event, following))
-    elif isinstance(event, GenerationResult) and isinstance(found, FeedbackExample):
+    elif isinstance(event, GenerationResult) and state.result is None and found is not None:
         for early in following.feedback:
             _count(early, following, "joined")
     return following, found
@@ -129,9 +129,10 @@ def _joined(
         return state, None
     if isinstance(event, GenerationResult):
         # The first result stands. An error has no answer that feedback could be about.
-        if state.result is not None or event.finish_reason == "error":
+        if event.finish_reason == "error" or state.result not in (None, event):
             return state, None
-        state = JoinState(result=event, feedback=state.feedback, origin=tuple(origin))
+        if state.result is None:
+            state = JoinState(result=event, feedback=state.feedback, origin=tuple(origin))
     elif event.feedback_id not in {known.feedback_id for known in state.feedback}:
         state = msgspec.structs.replace(state, feedback=_with(state.feedback, event))
     if state.result is None or not state.feedback:

@@ -41,19 +41,17 @@ def bootstrap(force: bool, no_register: bool, quiet: bool) -> None:
     from trainer.progress import bar
 
     settings = load_settings()
-    with (
-        configure_telemetry("feedloom-trainer", settings.telemetry),
-        bar(BarColumn(), TimeElapsedColumn(), quiet=quiet) as say,
-    ):
-        built = building.bootstrap(settings, say, force=force)
-    if not quiet:
-        loss = built.metrics["heldout_loss_after"]
-        verb = "built" if built.fresh else "already built"
-        click.echo(f"{built.directory}: {verb}, held-out loss {loss:.3f} nats per token")
-    if no_register:
-        return
-    with connect(settings) as bus:
-        registered = building.register(settings, bus, built)
+    with configure_telemetry("feedloom-trainer", settings.telemetry):
+        with bar(BarColumn(), TimeElapsedColumn(), quiet=quiet) as say:
+            built = building.bootstrap(settings, say, force=force)
+        if not quiet:
+            loss = built.metrics["heldout_loss_after"]
+            verb = "built" if built.fresh else "already built"
+            click.echo(f"{built.directory}: {verb}, held-out loss {loss:.3f} nats per token")
+        if no_register:
+            return
+        with connect(settings) as bus:
+            registered = building.register(settings, bus, built)
     if not quiet:
         click.echo("registered as version 1" if registered else "the registry has versions already")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from infra.terminal.span_sources import SpanSource
 
 UNKNOWN_FOR_S = 10.0
+PIPED_WIDTH = 160
 HINTS = {
     True: (
         "check the id; a span is written a second after its end, and by processes of `feedloom up`,"
@@ -27,6 +29,16 @@ HINTS = {
     False: "check the id, and whether spans of that time are kept there",
 }
 """What to do about a request that is not found, by whether span files were looked at."""
+
+
+def _console() -> Console:
+    """As wide as the terminal; where there is none, as in a pipe, names are not cut."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED_WIDTH
+    return console
 
 
 @click.command()
@@ -51,8 +63,6 @@ def lag(groups: tuple[str, ...], every: bool, watch: bool, interval: float, as_j
     """
     import json
     from contextlib import closing
-
-    from rich.console import Console
 
     from infra.contracts import catalogue
     from infra.kafka.bus import resolve_kafka
@@ -86,7 +96,7 @@ def lag(groups: tuple[str, ...], every: bool, watch: bool, interval: float, as_j
         if as_json:
             _repeat(lambda: click.echo(document()), interval if watch else None)
         else:
-            _show(Console(highlight=False), page, interval if watch else None)
+            _show(_console(), page, interval if watch else None)
 
 
 @click.command()
@@ -117,8 +127,6 @@ def top(once: bool, as_json: bool, window: int, interval: float) -> None:
     from contextlib import closing
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from infra.kafka.bus import KafkaBus, resolve_kafka
     from infra.settings import load_settings
     from infra.terminal import top_view
@@ -133,7 +141,7 @@ def top(once: bool, as_json: bool, window: int, interval: float) -> None:
         if as_json:
             click.echo(json.dumps(asdict(feed.poll()), indent=2))
             return
-        console = Console(highlight=False)
+        console = _console()
         live = console.is_terminal and not once
         _show(
             console,
@@ -239,8 +247,6 @@ def trace(
     """
     import json
 
-    from rich.console import Console
-
     from infra.contracts.errors import ConfigurationError
     from infra.settings import load_settings
     from infra.terminal import trace_tree, trace_view
@@ -263,7 +269,7 @@ def trace(
     if as_json:
         click.echo(json.dumps(trace_view.as_json(story), indent=2))
     else:
-        trace_view.show(story, Console(highlight=False), every_attribute=attributes)
+        trace_view.show(story, _console(), every_attribute=attributes)
 
 
 def _source(

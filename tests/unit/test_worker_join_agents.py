@@ -1,0 +1,164 @@
+"""The join's agents at the same answer, and when what they took in is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import faust
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.contracts.catalogue import FEEDBACK, RESULTS
+from infra.contracts.codec import encode
+from infra.contracts.events import FeedbackExample, FeedbackReceived, GenerationResult
+from stream_workers.app import FeedbackJoin, InOrder
+from stream_workers.join_table import JoinTable
+
+RESULT = GenerationResult(
+    request_id="r",
+    submit_id="s",
+    model="default",
+    prompt="p",
+    text="out",
+    finish_reason="length",
+    prompt_tokens=1,
+    output_tokens=1,
+    model_versions=("default@1",),
+    created_at_ms=1,
+    finished_at_ms=2,
+)
+
+
+def word(number: int) -> FeedbackReceived:
+    return FeedbackReceived(
+        feedback_id=f"f{number}", request_id="r", created_at_ms=number, rating="up"
+    )
+
+
+class Table:
+    """Keeps what is written at once; when that is on the changelog is the test's to say."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.values.get(key)
+
+    def write(self, key: bytes, value: bytes) -> asyncio.Future[None]:
+        self.values[key] = value
+        return asyncio.get_running_loop().create_future()
+
+
+class Sink:
+    """Holds examples back until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.Event()
+        self.examples: list[FeedbackExample] = []
+        self.came = asyncio.Semaphore(0)
+
+    async def example(self, example: FeedbackExample, _: object) -> None:
+        self.examples.append(example)
+        self.came.release()
+        await self.opened.wait()
+
+
+def event(of: GenerationResult | FeedbackReceived) -> Any:
+    topic = RESULTS.name if isinstance(of, GenerationResult) else FEEDBACK.name
+    message = SimpleNamespace(
+        topic=topic, partition=0, offset=0, timestamp=1.0, key=b"r", value=encode(of), headers=()
+    )
+    return SimpleNamespace(message=message)
+
+
+def make() -> tuple[Any, Sink]:
+    sink = Sink()
+    app = faust.App("test", Table=JoinTable)
+    join: Any = FeedbackJoin(app, prefix="", sink=sink, partitions=1, window_s=60)  # type: ignore[arg-type]
+    join._table = Table()
+    return join, sink
+
+
+async def test_a_word_that_comes_while_the_results_example_is_sent_is_not_lost() -> None:
+    join, sink = make()
+    await join._join(event(word(1)), FeedbackReceived)
+    result = asyncio.create_task(join._join(event(RESULT), GenerationResult))
+    await sink.came.acquire()
+    second = asyncio.create_task(join._join(event(word(2)), FeedbackReceived))
+    await sink.came.acquire()
+    sink.opened.set()
+    await asyncio.gather(result, second)
+    third = await join._join(event(word(3)), FeedbackReceived)
+    assert third is not None
+    assert [example.feedback_ids for example in sink.examples] == [
+        ("f1",),
+        ("f1", "f2"),
+        ("f1", "f2", "f3"),
+    ]
+
+
+async def test_what_was_written_and_not_published_is_published_when_it_comes_again() -> None:
+    join, sink = make()
+    await join._join(event(word(1)), FeedbackReceived)
+    for _ in range(2):
+        task = asyncio.create_task(join._join(event(RESULT), GenerationResult))
+        await sink.came.acquire()
+        # As if the process had ended here.
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [example.feedback_ids for example in sink.examples] == [("f1",)]
+        sink.examples.clear()
+
+
+async def no_crash(error: BaseException) -> None:
+    raise AssertionError(error)
+
+
+@given(st.lists(st.booleans(), max_size=12), st.randoms())
+def test_nothing_is_acknowledged_before_what_came_before_it(writes: list[bool], draw: Any) -> None:
+    async def run() -> None:
+        settled, acknowledged = InOrder(no_crash), list[int]()
+        loop = asyncio.get_running_loop()
+        open_ones: dict[int, asyncio.Future[None]] = {}
+        for number, writing in enumerate(writes):
+            future = loop.create_future() if writing else None
+            if future is not None:
+                open_ones[number] = future
+            settled.add(
+                SimpleNamespace(ack=lambda number=number: acknowledged.append(number)), future
+            )
+        while True:
+            await asyncio.sleep(0)
+            first = min(open_ones, default=len(writes))
+            assert acknowledged == list(range(first))
+            if not open_ones:
+                return
+            open_ones.pop(draw.choice(list(open_ones))).set_result(None)
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+async def test_a_state_that_cannot_be_written_ends_the_worker_once() -> None:
+    errors: list[BaseException] = []
+
+    async def crash(error: BaseException) -> None:
+        errors.append(error)
+
+    settled, acknowledged = InOrder(crash), list[int]()
+    loop = asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in range(3)]
+    for number, future in enumerate(futures):
+        settled.add(SimpleNamespace(ack=lambda number=number: acknowledged.append(number)), future)
+    problem = ConnectionError("no broker")
+    futures[1].set_exception(problem)
+    futures[2].set_result(None)
+    futures[0].set_result(None)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert errors == [problem]
+    assert acknowledged == [0]
