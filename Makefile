@@ -18,12 +18,13 @@ COMPOSE := $(DEPLOY)/docker-compose
 AUDIT := .feedloom/tools/audit
 DOCS := .feedloom/docs
 MUTATION := .feedloom/tools/mutation
+PEERS := .feedloom/peers
 FOREIGN := .feedloom/foreign
 PACKAGES := infra observability producers stream_workers trainer
 DEPLOYTOOLS := requirements/deploytools.txt requirements/checkov.txt requirements/go.txt \
 	infra/deploy/helm/tools.toml infra/deploy/helm/fetch_tools.py
 
-.PHONY: help setup demo browser prometheus foreign deploytools docs audit drills soak chaos mutants test lint format bench lock clean
+.PHONY: help setup demo browser prometheus foreign deploytools docs audit drills soak chaos mutants peers test lint format bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -168,6 +169,18 @@ $(MUTATION)/.installed: $(UV) requirements/mutation.txt
 mutants: $(STAMP) $(MUTATION)/.installed ## alter the pure core and see that its tests notice (an hour)
 	@$(BIN)/python -m tests.mutation.run $(ARGS)
 
+peers: $(PEERS)/installed ## FastStream and Ray, for benchmarks/bench_peers.py
+
+# vLLM is that of .venv.
+$(PEERS)/installed: $(STAMP) requirements/peers.txt
+	@echo "==> FastStream and Ray into $(PEERS)"
+	@$(UV) venv --quiet --clear --python $(BIN)/python $(PEERS)
+	@$(UV) pip sync --quiet --compile-bytecode --python $(PEERS)/bin/python --require-hashes \
+		requirements/peers.txt
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/feedloom.pth"
+	@touch $@
+
 lint: $(STAMP) $(AUDIT)/installed ## ruff, mypy --strict, import-linter, bandit, pip-audit
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -180,7 +193,7 @@ format: $(STAMP) ## rewrite the code in the project's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## measure every claim, and write docs/performance.md (ARGS=--quick only prints)
+bench: $(STAMP) $(PEERS)/installed ## measure every claim, and write docs/performance.md (ARGS=--quick only prints)
 	@$(BIN)/python -m benchmarks.report $(ARGS)
 
 lock: $(UV) ## resolve pyproject.toml again into requirements/*.txt
@@ -204,7 +217,8 @@ lock: $(UV) ## resolve pyproject.toml again into requirements/*.txt
 	pins trainer --extra trainer --extra s3 --constraints requirements/cpu.txt pyproject.toml && \
 	pins tools --extra metrics --extra s3 --constraints requirements/cpu.txt pyproject.toml && \
 	pins build --constraints requirements/cpu.txt requirements/build.in && \
-	pins sbom requirements/sbom.in
+	pins sbom requirements/sbom.in && \
+	pins peers requirements/peers.in
 
 clean: ## remove .venv and everything under .feedloom
 	@$(BIN)/feedloom kafka stop 2>/dev/null || true

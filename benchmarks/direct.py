@@ -17,6 +17,7 @@ import click
 import uvloop
 
 from benchmarks.harness import isolate
+from benchmarks.http_side import engine_dtype
 from benchmarks.load import Job, Side, closed_loop
 from benchmarks.rpc import keep_stdout, serve
 from infra.contracts.events import SamplingParameters
@@ -63,6 +64,7 @@ class AsyncLLMSide:
         self._llm: Any = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=options["path"],
+                dtype=engine_dtype(),
                 max_num_seqs=options["max_num_seqs"],
                 enforce_eager=True,
                 block_size=ours.CPU_BLOCK_TOKENS,

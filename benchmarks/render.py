@@ -126,6 +126,43 @@ def _peer(figures: Mapping[str, Any]) -> Iterable[str]:
     yield f"Half load is {offered:.1f} requests/s."
 
 
+def _peers(figures: Mapping[str, Any]) -> Iterable[str]:
+    yield "Peers: " + ", ".join(f"{name} {it}" for name, it in figures["versions"].items()) + "."
+    heads = ["load", "side", "tokens/s, median (spread)", "TTFT p50, ms", "p95", "p99"]
+    heads += ["ITL p50, ms", "p95", "p99", "CPU, ms a request", "broker's", "client's", "lines"]
+    rows = [
+        [
+            load.removeprefix("concurrency "),
+            name,
+            _spread(found["tokens_per_s"]),
+            *(_number(found["ttft_ms"][quantile]) for quantile in ("p50", "p95", "p99")),
+            *(_number(found["itl_ms"][quantile]) for quantile in ("p50", "p95", "p99")),
+            *(
+                _number(1000 * found["cpu_s_per_request"][who])
+                for who in ("side", "broker", "client")
+            ),
+            str(figures["lines"][name]["total"]),
+        ]
+        for load, sides in figures.items()
+        if load.startswith("concurrency ")
+        for name, found in sides.items()
+    ]
+    yield _table(heads, rows)
+    parts = ("worker", "client", "settings", "total")
+    yield "Lines:"
+    yield _table(
+        ["side", *parts],
+        [[name, *(str(it[part]) for part in parts)] for name, it in figures["lines"].items()],
+    )
+    for load, ours in figures.items():
+        if load.startswith("ahead, "):
+            for name, measures in ours.items():
+                better = "; ".join(
+                    f"{what}: {', '.join(who)}" for what, who in measures.items() if who
+                )
+                yield f"Ahead of {name} at {load.removeprefix('ahead, ')}: {better or 'none'}."
+
+
 def _load_table(loads: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for load, sides in loads.items():
@@ -340,6 +377,7 @@ _FIGURES = {
     "bench_overhead": _overhead,
     "bench_http_peer": _peer,
     "bench_gateway": _peer,
+    "bench_peers": _peers,
     "bench_telemetry": _telemetry,
     "bench_dispatch": _dispatch,
     "bench_scale": _scale,

@@ -24,6 +24,7 @@ ORDER = (
     "bench_overhead",
     "bench_http_peer",
     "bench_gateway",
+    "bench_peers",
     "bench_gateway_soak",
     "bench_dispatch",
     "bench_scale",

@@ -25,8 +25,6 @@ from tests.docs_shell import compare
 from tests.docs_table import COMMON, PAGES, PYTHON, Elsewhere, Entry, Instead, entry_of
 
 LANGUAGES = {*SHELLS, "go", "json", "properties", "promql", "python", "text", "toml", "yaml"}
-PLAIN = {"docs/proof.md"}
-"""Pages whose blocks may be without a language: of these a shell's are known by their programs."""
 SPAN = re.compile(r"(?<!`)`(feedloom [^`]+)`(?!`)")
 ENTRIES: list[tuple[str, str, Entry]] = [
     *((page, prefix, entry) for page, of in PAGES.items() for prefix, entry in of.entries.items()),
@@ -69,7 +67,7 @@ def test_the_table_speaks_of_commands_and_tests_that_there_are() -> None:
 @pytest.mark.parametrize("page", pages())
 def test_a_block_has_a_language_that_readers_and_tests_know(page: str) -> None:
     for block in blocks(page):
-        known = block.language in LANGUAGES or (page in PLAIN and not block.language)
+        known = block.language in LANGUAGES
         assert known, f"{block.place}: {block.language or 'no language'}, not one of {LANGUAGES}"
 
 

@@ -116,7 +116,7 @@ def test_a_late_example_of_what_is_forgotten_is_taken_out_again() -> None:
     assert isinstance(last, FeedbackExample)
     found = corrected(JoinState(forgotten=True), "r", last)
     assert isinstance(found, FeedbackForgotten)
-    assert found.request_id == "r"
+    assert (found.request_id, found.forgotten_at_ms) == ("r", last.updated_at_ms)
     assert corrected(JoinState(forgotten=True), "r", None) is None
 
 
@@ -127,3 +127,12 @@ def test_what_knows_more_than_this_worker_is_left_alone() -> None:
     for state in (JoinState(), JoinState(feedback=states[-1].feedback), *states[:-1]):
         assert corrected(state, "r", last) is None
     assert corrected(states[-1], "r", None) is None
+    first = next(one for one in published if isinstance(one, FeedbackExample))
+    assert first.feedback_ids < last.feedback_ids
+    assert corrected(JoinState(feedback=states[-1].feedback), "r", first) is None
+
+
+def test_whose_trace_the_result_came_with_is_kept() -> None:
+    known, _ = join(JoinState(), RESULT, origin=(("traceparent", b"1"),))
+    words = JoinState(feedback=tuple(WORDS))
+    assert merged(known, words).origin == merged(words, known).origin == known.origin
