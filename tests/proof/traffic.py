@@ -65,8 +65,8 @@ class Traffic:
             {
                 "bootstrap.servers": options.servers,
                 "enable.idempotence": True,
-                # With more, a leader that dies at a producer's first records of a partition lets
-                # the second in before the first, whose repetition then counts as a duplicate.
+                # With five, a record was once reported as delivered (without an offset, as a
+                # duplicate is) that no log had, after its leader's disk had filled.
                 "max.in.flight": 1,
                 "partitioner": "murmur2_random",
                 "linger.ms": 5,
