@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +60,7 @@ REQUEST_TOPICS = (REQUESTS.name, REQUESTS_BATCH.name)
 
 Decoded = TypeVar("Decoded", bound=Joined | FeedbackExample)
 
+_PUBLISHED = 10_000
 _SWEPT_PER_EVENT = 4
 _SWEPT_PER_INTERVAL = 10_000
 _SWEEP_INTERVAL_S = 10.0
@@ -168,6 +169,9 @@ class FeedbackJoin:
         self._partitions = partitions
         self._prefix = prefix
         self._sink = sink
+        # By request id, of the partitions' newest: what is on its way, and the last one's offset.
+        self._publishing: Counter[str] = Counter()
+        self._published: dict[str, int] = {}
         # Raw bytes on the changelog: the application's default serializers.
         self._table = app.Table(
             "feedback-join", key_type=bytes, value_type=bytes, window_s=window_s, merge=_merge
@@ -216,14 +220,36 @@ class FeedbackJoin:
             record = _record(event.message, self._prefix)
             example, problem = _decoded(record, FeedbackExample) if record.value else (None, None)
             # One that cannot be read is sent to the dead letters by the trainer.
-            if problem is None:
+            if problem is None and not self._is_followed(record):
                 state = decode_state(self._table.get(record.key or b""))
-                match corrected(state, record.key_text, example):
-                    case FeedbackExample() as found:
-                        await self._sink.example(found, record)
-                    case FeedbackForgotten() as forgotten:
-                        await self._sink.forget(forgotten, record)
+                if (found := corrected(state, record.key_text, example)) is not None:
+                    with processing(
+                        _TRACER,
+                        record,
+                        group=self._app.conf.id,
+                        attributes={REQUEST_ID: record.key_text},
+                    ):
+                        await self._publish(found, record)
             event.ack()
+
+    def _is_followed(self, example: Record) -> bool:
+        """Whether this worker has published another behind it, or is about to."""
+        key = example.key_text
+        return key in self._publishing or example.offset < self._published.get(key, -1)
+
+    async def _publish(self, event: FeedbackExample | FeedbackForgotten, source: Record) -> None:
+        key = event.request_id
+        self._publishing[key] += 1
+        try:
+            if isinstance(event, FeedbackExample):
+                offset = await self._sink.example(event, source)
+            else:
+                offset = await self._sink.forget(event, source)
+        finally:
+            self._publishing -= Counter([key])
+        self._published[key] = max(offset, self._published.pop(key, -1))
+        if len(self._published) > _PUBLISHED:
+            del self._published[next(iter(self._published))]
 
     async def _join(self, event: Any, kind: type[Joined]) -> asyncio.Future[Any] | None:
         """What is returned ends when the state is written, if it changed."""
@@ -256,10 +282,8 @@ class FeedbackJoin:
             written: asyncio.Future[Any] | None = None
             if following != state:
                 written = self._table.write(key, encode_state(following))
-            if isinstance(found, FeedbackExample):
-                await self._sink.example(found, record)
-            elif found is not None:
-                await self._sink.forget(found, record)
+            if found is not None:
+                await self._publish(found, record)
             return written
 
     async def _sweep_at_rest(self) -> None:

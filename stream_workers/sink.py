@@ -136,24 +136,24 @@ class KafkaSink:
         headers = [*record.headers, (MOVED_HEADER, origin.encode())]
         await self._sent(record.topic, record.key, record.value, headers, partition=partition)
 
-    async def example(self, example: FeedbackExample, source: Record) -> None:
-        """Returns once the broker has it."""
-        await self._send_example(example, encode(example), source)
+    async def example(self, example: FeedbackExample, source: Record) -> int:
+        """Returns its offset, once the broker has it."""
+        return await self._send_example(example, encode(example), source)
 
-    async def forget(self, event: FeedbackForgotten, source: Record) -> None:
-        """A tombstone in place of its example. Returns once the broker has it."""
-        await self._send_example(event, None, source)
+    async def forget(self, event: FeedbackForgotten, source: Record) -> int:
+        """A tombstone in place of its example. Returns its offset, once the broker has it."""
+        return await self._send_example(event, None, source)
 
     async def _send_example(
         self, event: FeedbackExample | FeedbackForgotten, value: bytes | None, source: Record
-    ) -> None:
+    ) -> int:
         with sending(
             _TRACER,
             EXAMPLES.name,
             key=event.request_id,
             attributes={REQUEST_ID: event.request_id},
         ):
-            await self._sent(
+            return await self._sent(
                 EXAMPLES.name,
                 event.request_id.encode(),
                 value,
@@ -168,11 +168,11 @@ class KafkaSink:
         headers: list[tuple[str, bytes]],
         *,
         partition: int | None = None,
-    ) -> None:
-        """Returns once the broker has it. ``topic``: without the prefix."""
+    ) -> int:
+        """Returns its offset, once the broker has it. ``topic``: without the prefix."""
         began = time.perf_counter()
         try:
-            await (
+            sent = await (
                 await self._producer.send(
                     self._prefix + topic, key, value, partition, None, headers
                 )
@@ -181,6 +181,8 @@ class KafkaSink:
             count_sent(topic, time.perf_counter() - began, error=error)
             raise
         count_sent(topic, time.perf_counter() - began)
+        offset: int = sent.offset
+        return offset
 
     def _headers(self, event: Event, event_id: str, source: Headers) -> list[tuple[str, bytes]]:
         headers = event_headers(event, event_id=event_id, source=self._source)

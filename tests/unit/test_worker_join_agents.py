@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.catalogue import FEEDBACK, RESULTS
+from infra.contracts.catalogue import EXAMPLES, FEEDBACK, RESULTS
 from infra.contracts.codec import encode
 from infra.contracts.events import FeedbackExample, FeedbackReceived, GenerationResult
 from stream_workers.app import FeedbackJoin, InOrder
@@ -60,10 +60,12 @@ class Sink:
         self.examples: list[FeedbackExample] = []
         self.came = asyncio.Semaphore(0)
 
-    async def example(self, example: FeedbackExample, _: object) -> None:
+    async def example(self, example: FeedbackExample, _: object) -> int:
+        offset = len(self.examples)
         self.examples.append(example)
         self.came.release()
         await self.opened.wait()
+        return offset
 
 
 def event(of: GenerationResult | FeedbackReceived) -> Any:
@@ -162,3 +164,52 @@ async def test_a_state_that_cannot_be_written_ends_the_worker_once() -> None:
         await asyncio.sleep(0)
     assert errors == [problem]
     assert acknowledged == [0]
+
+
+async def test_only_an_example_that_came_behind_what_was_published_is_put_right() -> None:
+    join, sink = make()
+    sink.opened.set()
+    for one in (RESULT, word(1), word(2)):
+        await join._join(event(one), type(one))
+    first, second = sink.examples
+    # Both come back as they were published, and then one that a worker sent that was cut off.
+    acknowledged: list[int] = []
+    await join._mind(stream([first, second, first], acknowledged))
+    assert sink.examples == [first, second, second]
+    assert acknowledged == [0, 1, 2]
+
+
+async def test_nothing_is_put_right_while_another_is_on_its_way() -> None:
+    join, sink = make()
+    sink.opened.set()
+    for one in (RESULT, word(1)):
+        await join._join(event(one), type(one))
+    sink.opened.clear()
+    await sink.came.acquire()
+    following = asyncio.create_task(join._join(event(word(2)), FeedbackReceived))
+    await sink.came.acquire()
+    await join._mind(stream(sink.examples[:1], []))
+    sink.opened.set()
+    await following
+    assert [one.feedback_ids for one in sink.examples] == [("f1",), ("f1", "f2")]
+
+
+def stream(examples: list[FeedbackExample], acknowledged: list[int]) -> Any:
+    """Of events of the examples' topic, from its beginning."""
+
+    async def events() -> Any:
+        for offset, example in enumerate(examples):
+            yield SimpleNamespace(
+                ack=lambda offset=offset: acknowledged.append(offset),
+                message=SimpleNamespace(
+                    topic=EXAMPLES.name,
+                    partition=0,
+                    offset=offset,
+                    timestamp=1.0,
+                    key=b"r",
+                    value=encode(example),
+                    headers=(),
+                ),
+            )
+
+    return SimpleNamespace(noack=lambda: SimpleNamespace(events=events))
