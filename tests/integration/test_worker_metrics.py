@@ -59,12 +59,12 @@ def test_lag_is_seen_while_the_worker_is_busy_and_goes_with_the_partition(
         for topic in (catalogue.REQUESTS.name, catalogue.REQUESTS_BATCH.name)
         for each in workers.bus.end_offsets(topic)
     }
-    workers.wait("every partition", lambda: set(lags()) == partitions)
+    workers.wait("every partition", lambda: set(lags()) == partitions, 120)
     assert set(lags().values()) == {0}
     with GenerationClient(workers.bus, source="test", cancel_on_close=True) as client:
         sampling = SamplingParameters(max_tokens=99)
         handles = [client.submit(f"one two {n}", sampling=sampling) for n in range(40)]
-        workers.wait("what waits", lambda: sum(lags().values()) > 20)
+        workers.wait("what waits", lambda: sum(lags().values()) > 20, 120)
         workers.wait(
             "a stall",
             lambda: max(scraped(logs[0], "feedloom_worker_partition_stalled_seconds").values()) > 0,
@@ -80,7 +80,9 @@ def test_lag_is_seen_while_the_worker_is_busy_and_goes_with_the_partition(
     assert sent[catalogue.CHUNKS.name] >= 1
     assert sent[catalogue.WORKERS.name] >= 2
     logs.append(workers.start().log)
-    workers.wait("each partition at one of them", lambda: shared_out(lags(0), lags(1), partitions))
+    workers.wait(
+        "each partition at one of them", lambda: shared_out(lags(0), lags(1), partitions), 120
+    )
 
 
 def shared_out(one: Series, other: Series, partitions: set[tuple[str, str]]) -> bool:
