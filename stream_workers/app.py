@@ -271,8 +271,7 @@ class FeedbackJoin:
                 fail(joining, type(problem).__qualname__, str(problem))
                 await self._sink.publish_dead_letter(record, problem)
                 return None
-            home = (murmur2(key) & 0x7FFFFFFF) % self._partitions
-            if kind is not GenerationResult and may_move(record, home):
+            if kind is not GenerationResult and may_move(record, home := self._home(key)):
                 # Another client's partitioner put it where its answer is not.
                 await self._sink.move(record, home)
                 return None
@@ -285,6 +284,10 @@ class FeedbackJoin:
             if found is not None:
                 await self._publish(found, record)
             return written
+
+    def _home(self, key: bytes) -> int:
+        """The partition of results that the platform's own producers give a key."""
+        return int((murmur2(key) & 0x7FFFFFFF) % self._partitions)
 
     async def _sweep_at_rest(self) -> None:
         self._sweep(_SWEPT_PER_INTERVAL)

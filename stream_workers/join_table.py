@@ -138,7 +138,7 @@ class JoinTable(faust.Table):  # type: ignore[misc]
     def on_key_set(self, key: bytes, value: bytes) -> None:
         """Faust's hook: a change goes to the changelog."""
         super().on_key_set(key, value)
-        self.data.window.touch(key, self.clock(), self.partition_for_key(key))
+        self.data.window.touch(key, self.clock(), self._written.message.partition)
 
     def sweep(self, most: int) -> list[bytes]:
         """Takes out up to ``most`` values that nothing has touched for the window, for good."""

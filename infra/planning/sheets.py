@@ -13,7 +13,6 @@ from infra.planning.partitions import unevenness
 from infra.planning.topology import Deployment, mirrored
 from infra.planning.traffic import CHANGELOG
 from infra.planning.workload import Placement, Targets, Workload
-from infra.settings import WorkerSettings
 
 DAY_S = 86_400.0
 EXAMPLES = catalogue.EXAMPLES.name
@@ -218,7 +217,8 @@ def loop_sheet(
         cpu,
     )
     join = next(flow for flow in cluster.flows if flow.topic == CHANGELOG)
-    kept_s = WorkerSettings().feedback_window_s
+    kept_s = join.kept_s
+    assert kept_s is not None, "the join's changelog is deleted by age"
     sheet.add(
         "join",
         "join's memory in each worker",

@@ -12,14 +12,7 @@ from infra.contracts.events import (
     GenerationResult,
 )
 from stream_workers.feedback import Joined, JoinState, decode_state, encode_state, join
-
-
-def result(reason: str = "length") -> GenerationResult:
-    return GenerationResult(
-        request_id="r", submit_id="s", model="default", prompt="p", text="out",
-        finish_reason=reason, prompt_tokens=1, output_tokens=1,  # type: ignore[arg-type]
-        model_versions=("default@1",), created_at_ms=1, finished_at_ms=2,
-    )  # fmt: skip
+from tests.joining import result
 
 
 def feedback(number: int) -> FeedbackReceived:

@@ -12,23 +12,11 @@ from infra.contracts.events import (
     FeedbackExample,
     FeedbackForgotten,
     FeedbackReceived,
-    GenerationResult,
 )
 from stream_workers.feedback import Joined, JoinState, corrected, join, merged
+from tests.joining import result
 
-RESULT = GenerationResult(
-    request_id="r",
-    submit_id="s",
-    model="default",
-    prompt="p",
-    text="out",
-    finish_reason="length",
-    prompt_tokens=1,
-    output_tokens=1,
-    model_versions=("default@1",),
-    created_at_ms=1,
-    finished_at_ms=2,
-)
+RESULT = result()
 FORGET = FeedbackForgotten(request_id="r", forgotten_at_ms=9)
 WORDS = [
     FeedbackReceived(

@@ -16,20 +16,9 @@ from infra.contracts.codec import encode
 from infra.contracts.events import FeedbackExample, FeedbackReceived, GenerationResult
 from stream_workers.app import FeedbackJoin, InOrder
 from stream_workers.join_table import JoinTable
+from tests.joining import result
 
-RESULT = GenerationResult(
-    request_id="r",
-    submit_id="s",
-    model="default",
-    prompt="p",
-    text="out",
-    finish_reason="length",
-    prompt_tokens=1,
-    output_tokens=1,
-    model_versions=("default@1",),
-    created_at_ms=1,
-    finished_at_ms=2,
-)
+RESULT = result()
 
 
 def word(number: int) -> FeedbackReceived:
