@@ -139,6 +139,8 @@ class BrokerNode:
         self.number = number
         self.environment: dict[str, str] = {}
         """What its process gets beside the caller's."""
+        self.prefix: tuple[str, ...] = ()
+        """A program that runs it, with its arguments, and becomes it."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -200,7 +202,8 @@ class BrokerNode:
     def launch(self, java: Sequence[str], port: int, *, attached: bool) -> NodeStatus:
         """Start the process. ``attached`` ties its life to the calling thread's."""
         self.reap()
-        full = [*self._logging(java), "kafka.Kafka", str(self.folder / "server.properties")]
+        command = [*self._logging(java), "kafka.Kafka", str(self.folder / "server.properties")]
+        full = [*self.prefix, *command]
         with (self.folder / "logs" / "console.log").open("wb") as console:
             self._process = subprocess.Popen(
                 tethered(full) if attached else full,

@@ -24,6 +24,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from infra.kafka.broker import BrokerStatus, EmbeddedKafka, Progress
+from infra.kafka.broker_node import Layout
 from infra.local.supervisor import Child, feedloom_command
 from tests.proof.deployment import MODEL, READY_S, Deployment, Plan
 from tests.proof.faults import BROKERS, SERVICES, Fault, drawn
@@ -59,6 +61,43 @@ class SmallDisk:
         subprocess.run(["umount", "--lazy", self._folder], check=True)
 
 
+class NetworkedKafka(EmbeddedKafka):
+    """Each broker in a network of its own, where everybody finds it at its usual address."""
+
+    def __init__(self, home: Path, networks: Switchboard, *, brokers: int) -> None:
+        super().__init__(home, brokers=brokers)
+        self._networks = networks
+        self._open: dict[int, tuple[int, int]] = {}
+
+    def start(
+        self,
+        progress: Progress | None = None,
+        *,
+        attached: bool = False,
+        jar_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> BrokerStatus:
+        """As ever; first the addresses of those that have ended are free for them."""
+        status = self.status()
+        running = {node.number for node in status.nodes} if status else set()
+        for number in self._open.keys() - running:
+            for port in self._open.pop(number):
+                self._networks.withdraw(port)
+        return super().start(progress, attached=attached, jar_progress=jar_progress)
+
+    def extra_properties(self, layout: Layout, number: int) -> str:
+        """None; but what is configured here is about to start."""
+        name = BROKERS[number - 1]
+        own = layout.ports[number - 1], layout.controller_ports[number - 1]
+        self._open[number] = own
+        if name not in self._networks:
+            others = {*layout.ports, *layout.controller_ports} - {*own}
+            self._networks.add(name, sorted(others))
+            self.node(number).prefix = tuple(self._networks.inside(name, ()))
+        for port in own:
+            self._networks.publish(name, port, at=port)
+        return super().extra_properties(layout, number)
+
+
 class Arena(Deployment):
     """A deployment whose processes can be hit."""
 
@@ -72,13 +111,14 @@ class Arena(Deployment):
 
     def _start(self) -> None:
         library = build(self.home)
+        self.networks = self._stack.enter_context(Switchboard(f"fl{self.home.name[-6:]}"))
+        self.kafka = NetworkedKafka(self.home, self.networks, brokers=self.plan.brokers)
         for name in SERVICES + BROKERS:
             self.skews[name] = Skew(library, self.home / f"{name}.skew")
         self._mount("trainer", self.home / "artifacts", TRAINER_DISK)
         for number, name in enumerate(BROKERS, 1):
             self._mount(name, self.home / "kafka" / name / "data", BROKER_DISK)
             self.kafka.node(number).environment = self.skews[name].environment
-        self.networks = self._stack.enter_context(Switchboard(f"fl{self.home.name[-6:]}"))
         super()._start()
 
     def _mount(self, name: str, folder: Path, size: str) -> None:

@@ -29,9 +29,9 @@ TARGETS: dict[Kind, tuple[str, ...]] = {
     "slow disk": (*BROKERS, "trainer"),
     "clock forward": (*SERVICES, *BROKERS),
     "clock back": (*SERVICES, *BROKERS),
-    "network cut": SERVICES,
-    "network reset": SERVICES,
-    "network delay": SERVICES,
+    "network cut": (*SERVICES, *BROKERS),
+    "network reset": (*SERVICES, *BROKERS),
+    "network delay": (*SERVICES, *BROKERS),
 }
 LONGEST_S = 15.0
 """Longer than a session lasts (6 s here), than a broker is missed (9 s) and than a transaction."""

@@ -1,9 +1,10 @@
-"""Networks of one process each, which reach the brokers only through links that can be cut.
+"""Networks of one process each, which reach the others only through links that can be cut.
 
 A process in a network namespace of its own finds each broker where it always is, at its port on
-127.0.0.1: a listener there, in the namespace, passes on to the real one. So nobody's configuration
-knows of it. The kernel's netem would delay packets; here, bytes are held back, which works in
-kernels that have none. Needs root and ``ip``.
+127.0.0.1: a listener there, in the namespace, passes on to this side's, which is the broker itself,
+or a listener that leads into the broker's own network. So nobody's configuration knows of it. The
+kernel's netem would delay packets; here, bytes are held back, which works in kernels that have
+none. Needs root and ``ip``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Switchboard:
         self._label = label
         self._networks: dict[str, Network] = {}
         self._servers: list[asyncio.Server] = []
+        self._published: dict[int, asyncio.Server] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
@@ -76,13 +78,24 @@ class Switchboard:
         """``command``, to be run in that network."""
         return ["ip", "netns", "exec", self._networks[name].name, *command]
 
-    def publish(self, name: str, port: int) -> int:
-        """A port of this side that leads to one of that network."""
+    def publish(self, name: str, port: int, *, at: int = 0) -> int:
+        """A port of this side, that one or any, that leads to one of that network."""
         network = self._networks[name]
-        listener = _listener(0)
-        self._do(self._listen(network, listener, port, inward=True))
+        listener = _listener(at)
         chosen: int = listener.getsockname()[1]
+        self._do(self._listen(network, listener, port, inward=True))
+        self._published[chosen] = self._servers[-1]
         return chosen
+
+    def withdraw(self, port: int) -> None:
+        """Nothing listens any more at a port that was published; links that exist stay."""
+
+        async def close() -> None:
+            server.close()
+
+        server = self._published.pop(port)
+        self._servers.remove(server)
+        self._do(close())
 
     def cut(self, name: str) -> None:
         """Nothing gets in or out, and nobody is told; what was on its way waits."""

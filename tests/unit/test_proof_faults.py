@@ -154,3 +154,32 @@ def test_a_network_that_is_cut_held_up_and_healed(echo: int) -> None:
             assert talk(unreachable.getsockname()[1]) == ""
             assert child.stderr is not None
             assert "ConnectionRefusedError" in child.stderr.read()
+
+
+@pytest.mark.skipif(not may_make_networks(), reason="needs root, for network namespaces")
+def test_a_port_of_a_network_is_found_where_it_is_published() -> None:
+    serve = "import socket; s = socket.create_server(('127.0.0.1', 7000)); print(flush=True)\n"
+    serve += "while True: s.accept()[0].sendall(b'hello')"
+    with Switchboard("proof-port") as board:
+        board.add("one", [])
+        with subprocess.Popen(
+            board.inside("one", [sys.executable, "-c", serve]), stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            port = board.publish("one", 7000)
+            with socket.create_connection(("127.0.0.1", port)) as made:
+                assert made.recv(5) == b"hello"
+                board.withdraw(port)
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port))
+            assert board.publish("one", 7000, at=port) == port
+            board.cut("one")
+            with socket.create_connection(("127.0.0.1", port)) as made:
+                made.settimeout(0.5)
+                with pytest.raises(TimeoutError):
+                    made.recv(5)
+                board.heal("one")
+                made.settimeout(10)
+                assert made.recv(5) == b"hello"
+            child.kill()
