@@ -144,6 +144,7 @@ def test_a_family_may_have_several_groups() -> None:
     finally:
         grandchildren = psutil.Process(process.pid).children()
         process.kill()
-        process.communicate()
         for each in grandchildren:
             each.kill()
+        # Theirs is the same pipe.
+        process.communicate()
