@@ -26,14 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import Broken, Report, Target, command, table
-from infra.contracts.events import (
-    ArmFigures,
-    Assignment,
-    FeedbackExample,
-    GenerationResult,
-    Timings,
-    Verdict,
-)
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import Assignment, GenerationResult, Timings
+from infra.contracts.events.model import ArmFigures, Verdict
 from infra.rollouts.arms import ARMS, Arms, ArmSummary
 from infra.rollouts.policy import Policy, decide
 from infra.rollouts.sequential import Moments

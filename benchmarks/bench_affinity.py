@@ -28,7 +28,7 @@ from benchmarks.stage import Deployment, Stage
 from benchmarks.stats import paired_ratio, percentile, spread
 from benchmarks.turns import order_of
 from infra.contracts.catalogue import REQUESTS
-from infra.contracts.events import GenerationResult, SamplingParameters
+from infra.contracts.events.generation import GenerationResult, SamplingParameters
 from producers.affinity import home_partition
 from producers.aio import AsyncGenerationClient
 

@@ -14,19 +14,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from statistics import median
 from zlib import crc32
 
-import psutil
 from msgspec import structs
 
 from benchmarks.harness import Broken, Report, Target, command
+from benchmarks.processes import resident_bytes
 from benchmarks.records import publish_requests, request_of
 from benchmarks.stage import Deployment, Stage, wait_until
 from benchmarks.written import follow
 from infra.contracts.catalogue import CHUNKS, REQUESTS, RESULTS
-from infra.contracts.events import GenerationRequest, ReplyAddress
+from infra.contracts.events.generation import GenerationRequest, ReplyAddress
 from infra.settings import WorkerSettings
 
 PER_KEY = 50
@@ -93,23 +92,13 @@ def run(place: Deployment, count: int) -> list[tuple[int, int]]:
     def done() -> bool:
         worker.check()
         finished = place.finished(group, [REQUESTS.name])
-        samples.append((finished, resident(worker.pid)))
+        samples.append((finished, resident_bytes(worker.pid)))
         return finished >= count
 
     wait_until(done, what=f"{count} answers", timeout_s=TIMEOUT_S, poll_s=0.1)
     if place.stage.stop(worker) != 0:
         raise Broken(f"the worker did not end well:\n{worker.log_tail()}")
     return samples
-
-
-def resident(pid: int) -> int:
-    """RSS of a process and its children, bytes."""
-    total = 0
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for each in [process, *process.children(recursive=True)]:
-            total += each.memory_info().rss
-    return total
 
 
 def out_of_order(place: Deployment) -> int:

@@ -18,7 +18,7 @@ from benchmarks.load import prompts
 from benchmarks.models import embedded_model
 from benchmarks.stage import Deployment, Stage
 from benchmarks.stats import percentile
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
 from producers.aio import AsyncGenerationClient
 
 BUSY, QUICK_BUSY = (1, 32), (32,)

@@ -28,7 +28,11 @@ from benchmarks.turns import drive, order_of
 from benchmarks.written import written
 from infra.contracts.catalogue import REQUESTS_BATCH, RESULTS
 from infra.contracts.codec import decode
-from infra.contracts.events import GenerationRequest, GenerationResult, SamplingParameters
+from infra.contracts.events.generation import (
+    GenerationRequest,
+    GenerationResult,
+    SamplingParameters,
+)
 from infra.settings import WorkerSettings
 
 RATES = (2.0, 8.0)

@@ -18,8 +18,9 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.harness import Broken, Report, Target, command
+from benchmarks.processes import cpu_seconds
 from benchmarks.records import publish_requests, request_of
-from benchmarks.stage import Deployment, Stage, cpu_seconds, wait_until
+from benchmarks.stage import Deployment, Stage, wait_until
 from benchmarks.stats import paired_ratio, spread
 from benchmarks.written import size_of, written
 from infra.contracts.catalogue import CHUNKS, REQUESTS, RESULTS

@@ -21,7 +21,8 @@ from benchmarks.bench_http_peer import compare
 from benchmarks.gateway_side import Gateway
 from benchmarks.harness import Broken, Report, Target, command
 from benchmarks.models import embedded_model
-from benchmarks.stage import Stage, thaw
+from benchmarks.processes import thaw
+from benchmarks.stage import Stage
 
 FOREIGN_REQUESTS = 500
 FOREIGN_CONCURRENCY = 64

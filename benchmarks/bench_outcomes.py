@@ -34,7 +34,7 @@ from benchmarks.written import written
 from infra.contracts.bus import Bus
 from infra.contracts.catalogue import RESULTS
 from infra.contracts.codec import decode
-from infra.contracts.events import GenerationResult
+from infra.contracts.events.generation import GenerationResult
 from infra.kafka.connection import client_options
 
 KINDS = ("transaction", "table")

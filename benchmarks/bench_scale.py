@@ -24,7 +24,7 @@ from benchmarks.stats import event_rate, spread
 from benchmarks.written import written
 from infra.contracts.catalogue import RESULTS
 from infra.contracts.codec import decode
-from infra.contracts.events import GenerationResult
+from infra.contracts.events.generation import GenerationResult
 from infra.local.supervisor import Child
 
 PARTITIONS = 48

@@ -28,10 +28,10 @@ from typing import Any
 from benchmarks.harness import Broken, Report, Target, command
 from benchmarks.load import prompts
 from benchmarks.models import embedded_model
-from benchmarks.stage import Deployment, Stage
+from benchmarks.stage import Deployment, Stage, make_stable, publish_files
 from benchmarks.stats import percentile
-from infra.contracts.events import ModelVersionPublished, RolloutChanged, SamplingParameters
-from infra.registry.client import RegistryWatcher, publish_rollout, publish_version
+from infra.contracts.events.generation import SamplingParameters
+from infra.registry.client import RegistryWatcher
 from infra.registry.store import ArtifactStore
 from infra.registry.workers import WorkersWatcher
 from infra.testing import InMemoryBus
@@ -170,7 +170,8 @@ async def in_process(
     kind: str, base: Path, adapters: Sequence[Path], folder: Path, switches: int, window_s: float
 ) -> list[Window]:
     """Windows in turn without a switch and with one."""
-    from stream_workers.engine_vllm import VllmEngine, VllmOptions
+    from stream_workers.engine_vllm import VllmEngine
+    from stream_workers.vllm_options import VllmOptions
 
     engine = VllmEngine.build(
         VllmOptions(
@@ -183,14 +184,14 @@ async def in_process(
     )
     bus, store = InMemoryBus(), ArtifactStore(folder)
     registry, workers = RegistryWatcher(bus), WorkersWatcher(bus)
-    first = _publish(bus, store, base, "1")
+    first = publish_files(bus, store, base, "1")
     if kind == "full":
-        _publish(bus, store, base, "2")
+        publish_files(bus, store, base, "2")
         order = [("2", "1")[number % 2] for number in range(switches)]
     else:
         order = [f"a{number}" for number in range(switches)]
         for number, adapter in enumerate(adapters):
-            _publish(bus, store, adapter, f"a{number}", base="1")
+            publish_files(bus, store, adapter, f"a{number}", base="1")
         # Windows without a switch are of requests that use an adapter as well.
         order.insert(0, f"a{switches}")
     switcher = VersionSwitcher(
@@ -213,7 +214,7 @@ async def in_process(
         # As a worker does before its first request.
         await smoke(engine, "default@1")
         if kind == "adapter":
-            _serve(bus, order.pop(0), 1)
+            make_stable(bus, order.pop(0), 1)
             registry.catch_up()
             await switcher.reconcile()
         tasks = [asyncio.create_task(streams.run(slot, texts)) for slot in range(STREAMS)]
@@ -223,7 +224,7 @@ async def in_process(
             await asyncio.sleep(window_s)
             windows.append(Window(gaps=streams.take()))
             await asyncio.sleep(window_s / 2)
-            _serve(bus, version, revision)
+            make_stable(bus, version, revision)
             begun = time.perf_counter()
             registry.catch_up()
             await switcher.reconcile()
@@ -243,28 +244,6 @@ async def in_process(
     if streams.short:
         raise Broken(f"{streams.short} of {streams.ended} answers were cut short")
     return windows
-
-
-def _publish(
-    bus: InMemoryBus, store: ArtifactStore, files: Path, version: str, base: str | None = None
-) -> ModelVersionPublished:
-    uri, manifest = store.put(files, model="default", version=version)
-    event = ModelVersionPublished(
-        model="default",
-        version=version,
-        kind="full" if base is None else "lora",
-        artifact_uri=uri,
-        manifest=manifest,
-        created_at_ms=1,
-        base=base,
-    )
-    publish_version(bus.publisher(), event)
-    return event
-
-
-def _serve(bus: InMemoryBus, version: str, revision: int) -> None:
-    event = RolloutChanged(model="default", revision=revision, stable=version, changed_at_ms=1)
-    publish_rollout(bus.publisher(), event)
 
 
 def report_windows(report: Report, kind: str, windows: Sequence[Window]) -> None:

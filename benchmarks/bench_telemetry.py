@@ -19,19 +19,19 @@ arrived, over all requests. Not measured: a real collector, gzip, a network.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import click
 
 from benchmarks.harness import Broken, Report, Target, command, project_home, table
 from benchmarks.models import embedded_model
+from benchmarks.processes import cpu_seconds, environment, thaw
 from benchmarks.rpc import Served
-from benchmarks.stage import Deployment, Stage, cpu_seconds, thaw
+from benchmarks.stage import Deployment, Stage
 from benchmarks.stats import paired_ratio, spread
 from benchmarks.turns import (
     WORKER_SETTINGS,
@@ -220,16 +220,9 @@ def exporting(url: str) -> dict[str, str]:
     }
 
 
-@contextmanager
-def inherited(variables: Mapping[str, str]) -> Iterator[None]:
+def inherited(variables: Mapping[str, str]) -> AbstractContextManager[None]:
     """Children that are started meanwhile have these, and know where the project's home is."""
-    added = {"FEEDLOOM_HOME": str(project_home()), **variables}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
+    return environment({"FEEDLOOM_HOME": str(project_home()), **variables})
 
 
 @contextmanager

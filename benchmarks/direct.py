@@ -20,8 +20,9 @@ from benchmarks.harness import isolate
 from benchmarks.http_side import engine_dtype
 from benchmarks.load import Job, Side, closed_loop
 from benchmarks.rpc import keep_stdout, serve
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
 from infra.cores import divide
+from stream_workers.vllm_options import CPU_BLOCK_TOKENS, VllmOptions, share_the_cpu
 
 VERSION = "default@1"
 
@@ -30,7 +31,7 @@ class EngineSide:
     """Implements ``load.Side`` on the worker's engine."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        from stream_workers.engine_vllm import VllmEngine, VllmOptions
+        from stream_workers.engine_vllm import VllmEngine
 
         self._engine = VllmEngine.build(VllmOptions(version=VERSION, **options))
         self._count = 0
@@ -49,8 +50,8 @@ class AsyncLLMSide:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         # The worker's own environment: set before vLLM is imported, and before it starts its child.
-        ours = import_module("stream_workers.engine_vllm")
-        ours.share_the_cpu()
+        import_module("stream_workers.engine_vllm")
+        share_the_cpu()
         from vllm import AsyncEngineArgs, SamplingParams
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -67,7 +68,7 @@ class AsyncLLMSide:
                 dtype=engine_dtype(),
                 max_num_seqs=options["max_num_seqs"],
                 enforce_eager=True,
-                block_size=ours.CPU_BLOCK_TOKENS,
+                block_size=CPU_BLOCK_TOKENS,
                 distributed_executor_backend="uni",
                 kv_cache_memory_bytes=int(options["kv_cache_gb"] * 1024**3),
                 disable_log_stats=True,

@@ -15,7 +15,8 @@ from urllib.request import urlopen
 
 from benchmarks.harness import Broken
 from benchmarks.http_side import over_http
-from benchmarks.stage import Deployment, freeze, thaw
+from benchmarks.processes import freeze, thaw
+from benchmarks.stage import Deployment
 from benchmarks.turns import WORKER_SETTINGS, freeze_idle
 from infra.local.supervisor import Child, feedloom_command
 from producers.gateway.presence import live_gateways

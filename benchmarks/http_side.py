@@ -15,13 +15,14 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import psutil
 
 from benchmarks.harness import Broken
 from benchmarks.load import Job, Window
-from benchmarks.stage import START_TIMEOUT_S, Stage, thaw
+from benchmarks.processes import family, thaw
+from benchmarks.stage import START_TIMEOUT_S, Stage
 from benchmarks.turns import KV_CACHE_GB, WORKER_SETTINGS, drive, freeze_idle
 from infra.cores import available, divide, share
+from infra.local.supervisor import Child
 
 _DATA = b"data: "
 _END = b"[DONE]"
@@ -37,12 +38,16 @@ class _Event(msgspec.Struct):
 
 _DECODER = msgspec.json.Decoder(_Event)
 
-
+VLLM_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
 TUNED_ARGUMENTS = ("--distributed-executor-backend", "uni", "--block-size", "32")
 
 
 def tuned_environment() -> dict[str, str]:
-    """As ``stream_workers.engine_vllm`` sets it."""
+    """As ``stream_workers.vllm_options`` sets it."""
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_NUM_THREADS": str(len(share(available()).engine)),
@@ -104,6 +109,29 @@ def over_http(
     return asyncio.run(run())
 
 
+def free_port() -> int:
+    """A port of loopback on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def await_answer(url: str, child: Child, *, timeout_s: float) -> None:
+    """Until the server that ``child`` is answers with 200. Raises Broken, ChildStopped."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        child.check()
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            if time.monotonic() > deadline:
+                raise Broken(f"{child.name} does not answer:\n{child.log_tail()}") from None
+        time.sleep(0.5)
+
+
 class VllmServe:
     """``vllm serve`` as a child; implements ``turns.Contestant``.
 
@@ -111,9 +139,7 @@ class VllmServe:
     """
 
     def __init__(self, stage: Stage, model: Path, *, tuned: bool) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self._stage = stage
         self._base = f"http://127.0.0.1:{port}"
         self.child = stage.start(
@@ -133,30 +159,15 @@ class VllmServe:
                 "--disable-uvicorn-access-log",
             ],
             {
-                "VLLM_NO_USAGE_STATS": "1",
-                "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-                "VLLM_LOGGING_LEVEL": "WARNING",
+                **VLLM_ENVIRONMENT,
                 **(tuned_environment() if tuned else {}),
             },
         )
-        self._wait()
+        await_answer(f"{self._base}/health", self.child, timeout_s=START_TIMEOUT_S)
         if tuned:
-            engine = psutil.Process(self.child.pid).children(recursive=True)
-            divide(engine=[child.pid for child in engine], others=[self.child.pid])
+            server, *engine = family(self.child.pid)
+            divide(engine=[process.pid for process in engine], others=[server.pid])
         freeze_idle(self.child)
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            self.child.check()
-            try:
-                with urllib.request.urlopen(f"{self._base}/health", timeout=2) as answer:
-                    if answer.status == 200:
-                        return
-            except (urllib.error.URLError, OSError):
-                if time.monotonic() > deadline:
-                    raise Broken(f"vllm serve does not answer:\n{self.child.log_tail()}") from None
-            time.sleep(0.5)
 
     def turn(self, load: Mapping[str, Any]) -> dict[str, Any]:
         """See ``turns.Contestant``."""

@@ -38,8 +38,9 @@ import msgspec
 from benchmarks.harness import Report, Target, command, table
 from benchmarks.learning_data import Subject, Truth, bits_per_byte, hurried, prepare, rows_of
 from benchmarks.learning_plot import svg
-from infra.contracts.config_keys import TrainerConfig
-from infra.contracts.events import FeedbackExample, ModelVersionPublished, PreferencePair
+from infra.contracts.config_sections import TrainerConfig
+from infra.contracts.events.feedback import FeedbackExample, PreferencePair
+from infra.contracts.events.model import ModelVersionPublished
 from infra.registry.client import read_registry
 from infra.registry.store import ArtifactStore
 from infra.settings import Settings, TrainerSettings

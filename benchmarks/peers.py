@@ -16,7 +16,7 @@ import click
 from benchmarks.records import answer_headers, chunk_of, result_of
 from infra.contracts.catalogue import CHUNKS, REQUESTS, RESULTS
 from infra.contracts.codec import decode, encode
-from infra.contracts.events import GenerationRequest
+from infra.contracts.events.generation import GenerationRequest
 from stream_workers.sink import SOURCE_HEADER
 
 BATCH = 500

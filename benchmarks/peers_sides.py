@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,16 +18,24 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
 from benchmarks.gateway_side import Gateway
-from benchmarks.harness import Broken, Unavailable, project_home
-from benchmarks.http_side import VllmServe, engine_dtype, over_http, tuned_environment
+from benchmarks.harness import Unavailable, project_home
+from benchmarks.http_side import (
+    VLLM_ENVIRONMENT,
+    VllmServe,
+    await_answer,
+    engine_dtype,
+    free_port,
+    over_http,
+    tuned_environment,
+)
 from benchmarks.load import Job, Window
 from benchmarks.peers_topics import TopicClient
+from benchmarks.processes import cpu_seconds, environment, freeze, groups, pin_engine, thaw
 from benchmarks.rpc import Served
 from benchmarks.sdk_side import through_kafka
-from benchmarks.stage import Deployment, Stage, cpu_seconds, freeze, thaw
+from benchmarks.stage import Deployment, Stage
 from benchmarks.turns import SETTLE_S, Contestant, drive
 from infra.contracts.catalogue import REQUESTS
-from infra.cores import divide
 
 START_S = 480.0
 """Until a side answers for the first time. Ray imports vLLM in four processes."""
@@ -98,36 +103,6 @@ def per_request(
     return {name: (after[name] - before[name]) / requests for name in before}
 
 
-def family(leader: int) -> list[psutil.Process]:
-    """A process and its living descendants."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(leader)
-        return [process, *process.children(recursive=True)]
-    return []
-
-
-def groups(leader: int) -> set[int]:
-    """The process groups of a family: Ray's and multiprocessing's may be several."""
-    found = {leader}
-    for process in family(leader):
-        with suppress(ProcessLookupError):
-            found.add(os.getpgid(process.pid))
-    return found
-
-
-def pin_engine(leader: int) -> None:
-    """Keep the engine's own process on its share of the cores and the rest of the family off it."""
-    members = family(leader)
-    engine = set()
-    for process in members:
-        with suppress(psutil.NoSuchProcess):
-            if "EngineCore" in " ".join([process.name(), *process.cmdline()]):
-                engine.add(process.pid)
-    if not engine:
-        raise Broken("no process of the engine was found")
-    divide(engine, [process.pid for process in members if process.pid not in engine])
-
-
 def rest(leaders: Iterable[int]) -> None:
     """Stop families once what they still have to do is done."""
     time.sleep(SETTLE_S)
@@ -168,21 +143,6 @@ class InProcess:
     def close(self) -> None:
         """See :class:`PeerSide`."""
         self._process.close()
-
-
-@contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Variables of this process, within a block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class OwnServer:
@@ -229,9 +189,7 @@ class Program:
             name,
             command,
             {
-                "VLLM_NO_USAGE_STATS": "1",
-                "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-                "VLLM_LOGGING_LEVEL": "WARNING",
+                **VLLM_ENVIRONMENT,
                 "PEERS_DTYPE": engine_dtype(),
                 **(tuned_environment() if tuned else {}),
                 **variables,
@@ -345,9 +303,7 @@ class RayServe(Program):
     """
 
     def __init__(self, stage: Stage, model: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self._base = f"http://127.0.0.1:{port}"
         super().__init__(
             stage,
@@ -358,21 +314,8 @@ class RayServe(Program):
         )
         # Those are the benchmark's own: they keep it apart from others on the machine.
         self.settings -= len(RAY_ENVIRONMENT)
-        self._wait()
+        await_answer(f"{self._base}/v1/models", self.child, timeout_s=START_S)
         self.settle()
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_S
-        while True:
-            self.child.check()
-            try:
-                with urllib.request.urlopen(f"{self._base}/v1/models", timeout=5) as answer:
-                    if answer.status == 200:
-                        return
-            except (urllib.error.URLError, OSError):
-                if time.monotonic() > deadline:
-                    raise Broken(f"Ray Serve does not answer:\n{self.child.log_tail()}") from None
-            time.sleep(0.5)
 
     def apply(self, load: Mapping[str, Any]) -> Window:
         """See :class:`Program`."""

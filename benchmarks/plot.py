@@ -47,8 +47,8 @@ def render(charts: Sequence[Chart]) -> str:
 def _panel(chart: Chart) -> str:
     points = [point for line in chart.lines for point in line.points]
     xs = sorted({x for x, _ in points})
-    low = _decade_below(min(y for _, y in points))
-    high = _decade_above(max(y for _, y in points))
+    low = _tick_below(min(y for _, y in points))
+    high = _tick_above(max(y for _, y in points))
 
     def across(x: float) -> float:
         span = math.log(xs[-1] / xs[0]) or 1.0
@@ -87,17 +87,18 @@ def _line(index: int, line: Line, places: Sequence[tuple[float, float]]) -> list
 
 
 def label(x: float, y: float, text: str, *, anchor: str = "middle", weight: str = "normal") -> str:
+    """A text whose baseline is at ``y``."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" '
         f'fill="#222222">{escape(text)}</text>'
     )
 
 
-def _decade_below(value: float) -> float:
+def _tick_below(value: float) -> float:
     return max(tick for tick in _steps(value) if tick <= value * 0.999)
 
 
-def _decade_above(value: float) -> float:
+def _tick_above(value: float) -> float:
     return min(tick for tick in _steps(value) if tick >= value * 1.001)
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from benchmarks.bench_dispatch import start_side
 from benchmarks.harness import Broken, Report, command, table
+from benchmarks.processes import cpu_seconds
 from benchmarks.records import publish_requests, request_of
-from benchmarks.stage import Stage, cpu_seconds, wait_until
+from benchmarks.stage import Stage, wait_until
 from infra.contracts.catalogue import CHUNKS
 
 RATE_HZ = 200
@@ -25,10 +26,13 @@ PARTS: tuple[tuple[str, str], ...] = (
     (r"stream_workers/(engine_memory|continuation|sampling|engine)\.py", "the in-memory engine"),
     (r"/opentelemetry/|/main/observability/|observability/\w+\.py", "telemetry"),
     (r"infra/contracts/", "decoding and encoding events"),
-    (r"stream_workers/handler\.py", "request handler"),
-    (r"stream_workers/(dispatcher|admission|slack|offsets)\.py", "dispatcher, admission, offsets"),
+    (r"stream_workers/(handler|running)\.py", "request handler"),
+    (
+        r"stream_workers/(dispatcher|jobs|admission|slack|offsets)\.py",
+        "dispatcher, admission, offsets",
+    ),
     (r"stream_workers/(coalescer|sink)\.py", "chunks and records (sink, coalescer)"),
-    (r"stream_workers/(outcomes|transactions)\.py", "outcomes, transactions"),
+    (r"stream_workers/(outcomes|transactions|member_sender)\.py", "outcomes, transactions"),
     (r"stream_workers/consumer\.py", "consumer"),
     (r"site-packages/aiokafka/", "aiokafka"),
     (r"site-packages/(faust|mode)/", "Faust"),

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from benchmarks.harness import Broken
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, RecordPosition
-from infra.contracts.events import (
+from infra.contracts.events.generation import (
     GenerationChunk,
     GenerationRequest,
     GenerationResult,
@@ -20,30 +20,9 @@ from infra.contracts.events import (
     Timings,
 )
 
-TEXT = "-".join(
-    [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "the",
-        "lazy",
-        "dog",
-        "while",
-        "seven",
-        "wizards",
-        "quietly",
-        "box",
-        "up",
-        "five",
-        "dozen",
-        "jugs",
-        "of",
-        "liquid",
-        "amber",
-    ]
+TEXT = (
+    "the-quick-brown-fox-jumps-over-the-lazy-dog-while-seven-wizards-quietly-box-up-"
+    "five-dozen-jugs-of-liquid-amber"
 )
 """One word, since the in-memory engine works on every word of a prompt."""
 

@@ -17,7 +17,8 @@ from contextlib import suppress
 from typing import Any
 
 from benchmarks.harness import Broken
-from benchmarks.stage import ROOT, Stage, freeze, thaw
+from benchmarks.processes import freeze, thaw
+from benchmarks.stage import ROOT, Stage
 from infra.tether import tethered
 
 Handle = Callable[[Mapping[str, Any]], Awaitable[Any]]

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from benchmarks.harness import Broken
 from benchmarks.load import Job, Load, Window
 from infra.contracts.bus import Bus
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
 from producers.aio import AsyncGenerationClient, AsyncGenerationHandle
 
 RESULT_TIMEOUT_S = 60.0

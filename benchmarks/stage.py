@@ -7,14 +7,12 @@ guard does. Start children from the main thread: they are tied to the life of th
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Self
 
@@ -26,7 +24,9 @@ from kafka.errors import KafkaError
 
 from benchmarks.guard import Guard
 from benchmarks.harness import Broken, project_home
-from infra.contracts.events import ModelVersionPublished, RolloutChanged
+from benchmarks.processes import thaw
+from infra.contracts.bus import Bus
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
 from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.bus import KafkaBus
 from infra.kafka.connection import client_options
@@ -182,39 +182,15 @@ class Deployment:
             directory = self.stage.home / "dummy"
             directory.mkdir(exist_ok=True)
             (directory / "weights").write_text("none")
-        folder = self.stage.home / self.kafka.topic_prefix / "artifacts"
-        uri, manifest = ArtifactStore(folder).put(directory, model="default", version=version)
-        publisher = self.bus.publisher(client_id="benchmark")
-        publish_version(
-            publisher,
-            ModelVersionPublished(
-                model="default",
-                version=version,
-                kind="full" if base is None else "lora",
-                artifact_uri=uri,
-                manifest=manifest,
-                created_at_ms=1,
-                base=base,
-            ),
-        )
-        publisher.close()
+        store = ArtifactStore(self.stage.home / self.kafka.topic_prefix / "artifacts")
+        publish_files(self.bus, store, directory, version, base)
         if not self._revision:
             self.serve(version)
 
     def serve(self, version: str) -> None:
         """Make it the stable version."""
         self._revision += 1
-        publisher = self.bus.publisher(client_id="benchmark")
-        publish_rollout(
-            publisher,
-            RolloutChanged(
-                model="default",
-                revision=self._revision,
-                stable=version,
-                changed_at_ms=time.time_ns() // 1_000_000,
-            ),
-        )
-        publisher.close()
+        make_stable(self.bus, version, self._revision)
 
     def worker(
         self,
@@ -283,27 +259,35 @@ class Deployment:
         self.bus.close()
 
 
-def freeze(group: int) -> None:
-    """Stop a process group: it takes no CPU until :func:`thaw`."""
-    os.killpg(group, signal.SIGSTOP)
+def publish_files(
+    bus: Bus, store: ArtifactStore, files: Path, version: str, base: str | None = None
+) -> ModelVersionPublished:
+    """Publish a folder as a version of ``default``; with a ``base``, as an adapter of it."""
+    uri, manifest = store.put(files, model="default", version=version)
+    event = ModelVersionPublished(
+        model="default",
+        version=version,
+        kind="full" if base is None else "lora",
+        artifact_uri=uri,
+        manifest=manifest,
+        created_at_ms=1,
+        base=base,
+    )
+    with closing(bus.publisher(client_id="benchmark")) as publisher:
+        publish_version(publisher, event)
+    return event
 
 
-def thaw(group: int) -> None:
-    """Let a process group run again."""
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGCONT)
-
-
-def cpu_seconds(group_leader: int) -> float:
-    """CPU time of a process and its living descendants, user and system."""
-    total = 0.0
-    with suppress(psutil.NoSuchProcess):
-        leader = psutil.Process(group_leader)
-        for process in [leader, *leader.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
-    return total
+def make_stable(bus: Bus, version: str, revision: int) -> None:
+    """Publish the rollout in which a version of ``default`` alone serves."""
+    event = RolloutChanged(
+        model="default",
+        revision=revision,
+        stable=version,
+        changed_at_ms=time.time_ns() // 1_000_000,
+    )
+    with closing(bus.publisher(client_id="benchmark")) as publisher:
+        publish_rollout(publisher, event)
 
 
 def wait_until(

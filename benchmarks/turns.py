@@ -12,8 +12,9 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from benchmarks.load import Load, Side, Window, closed_loop, open_loop
+from benchmarks.processes import freeze, thaw
 from benchmarks.sdk_side import through_kafka
-from benchmarks.stage import Deployment, freeze, thaw
+from benchmarks.stage import Deployment
 from benchmarks.stats import paired_ratio, spread
 from infra.local.supervisor import Child
 

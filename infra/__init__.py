@@ -1,0 +1,1 @@
+"""The ground that the services share, and how they are deployed."""

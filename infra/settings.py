@@ -2,8 +2,8 @@
 
 Sources, first wins: arguments, ``FEEDLOOM_*`` variables (``FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS``),
 ``feedloom.toml`` in the working directory or the file that ``FEEDLOOM_CONFIG`` names, the defaults
-below. Unknown keys are refused. Nothing else in the project reads the environment, save
-OpenTelemetry's own ``OTEL_*`` variables.
+below. Unknown keys are refused. No other module reads ``FEEDLOOM_*`` variables; some read what is
+not the project's to name, such as ``OTEL_*``, ``JAVA_HOME`` and what torchrun gives its processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from infra.contracts.config_keys import InvalidSetting, TrainerConfig, parse_value
+from infra.contracts.config_keys import InvalidSetting, parse_value
+from infra.contracts.config_sections import TrainerConfig
 from infra.contracts.errors import ConfigurationError
 
 

@@ -7,7 +7,7 @@ component's ``documentation.md``. ``up`` is Prometheus' own.
 
 from __future__ import annotations
 
-from observability.promql import Foreign
+from observability.prometheus_names import Foreign
 
 COLLECTOR_JOB = "otel-collector"
 """The scrape job of the collector's own metrics."""

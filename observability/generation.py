@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from opentelemetry.util.types import AttributeValue
 
-from infra.contracts.events import GenerationRequest, GenerationResult
+from infra.contracts.events.generation import GenerationRequest, GenerationResult
 
 PROVIDER = "vllm"
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"

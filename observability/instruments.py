@@ -5,8 +5,8 @@ Names of the GenAI, messaging and HTTP conventions are theirs, with their bucket
 ``python -m observability.instruments`` prints the catalogue as a page.
 
 What a record carries beyond its metric's ``attributes`` is dropped by the provider
-(``observability.setup``), ``Bounded`` keeps what callers name (tenants) from growing without limit,
-and beyond ``SERIES_LIMIT`` the provider counts together.
+(``observability.metrics``), ``Bounded`` keeps what callers name (tenants) from growing without
+limit, and beyond ``SERIES_LIMIT`` the provider counts together.
 
 Sources: open-telemetry/semantic-conventions-genai ``docs/gen-ai/gen-ai-metrics.md``;
 open-telemetry/semantic-conventions ``docs/messaging/messaging-metrics.md``, ``docs/http``.
@@ -66,6 +66,8 @@ MESSAGING_OPERATION = "messaging.operation.name"
 DESTINATION = "messaging.destination.name"
 PARTITION = "messaging.destination.partition.id"
 GROUP = "messaging.consumer.group.name"
+ROUTE = "http.route"
+STATUS = "http.response.status_code"
 CLASS = "feedloom.request.class"
 """``interactive`` or ``batch``."""
 TENANT = "feedloom.tenant"
@@ -293,7 +295,7 @@ HTTP_REQUEST_DURATION = _histogram(
     "s",
     "From a gateway's receipt of a call to the end of its answer.",
     CALL_SECONDS,
-    ("http.request.method", "http.route", "http.response.status_code", "url.scheme", ERROR_TYPE),
+    ("http.request.method", ROUTE, STATUS, "url.scheme", ERROR_TYPE),
 )
 GATEWAY_ADMISSIONS = _counter(
     "feedloom.gateway.admissions",
@@ -444,70 +446,60 @@ FEEDBACK_EXAMPLES = _counter(
     "Feedback examples trained on, by objective.",
     (MODEL, OBJECTIVE),
 )
-
 DROPPED_EXAMPLES = _counter(
     "feedloom.trainer.dropped_examples",
     "{example}",
     "Feedback examples, or parts of them, left out of training, by reason.",
     (MODEL, REASON),
 )
-
 TRAINING_STEPS = _counter(
     "feedloom.trainer.steps",
     "{step}",
     "Updates of the weights.",
     (MODEL, ARCHITECTURE),
 )
-
 TRAINED_TOKENS = _counter(
     "feedloom.trainer.tokens",
     "{token}",
     "Tokens trained on, replay included.",
     (MODEL, ARCHITECTURE),
 )
-
 STEP_LOSS = _gauge(
     "feedloom.trainer.step.loss",
     "{nat}",
     "Loss of the last step: the whole, and its parts by objective, unweighed.",
     (MODEL, ARCHITECTURE, OBJECTIVE),
 )
-
 LEARNING_RATE = _gauge(
     "feedloom.trainer.learning_rate",
     "1",
     "Of the last step.",
     (MODEL, ARCHITECTURE),
 )
-
 GRADIENT_NORM = _gauge(
     "feedloom.trainer.gradient_norm",
     "1",
     "Of the last step, before clipping.",
     (MODEL, ARCHITECTURE),
 )
-
 TRAINING_SPEED = _gauge(
     "feedloom.trainer.throughput",
     "{token}/s",
     "Mean of the round so far.",
     (MODEL,),
 )
-
 ROUNDS_OPEN = _up_down(
     "feedloom.trainer.rounds.open",
     "{round}",
     "1 while a round runs.",
     (MODEL,),
 )
-
 ROUNDS = _counter(
     "feedloom.trainer.rounds",
     "{round}",
     "Rounds ended, by outcome: passed, rejected, empty, stopped, failed.",
     (MODEL, OUTCOME, ERROR_TYPE),
 )
-
 ROUND_DURATION = _histogram(
     "feedloom.trainer.round.duration",
     "s",
@@ -515,35 +507,30 @@ ROUND_DURATION = _histogram(
     ROUND_SECONDS,
     (MODEL, OUTCOME),
 )
-
 GATES = _counter(
     "feedloom.trainer.gates",
     "{verdict}",
     "Verdicts of the gates on new versions, by gate and outcome: passed, failed.",
     (MODEL, GATE, OUTCOME),
 )
-
 HELDOUT_LOSS = _gauge(
     "feedloom.trainer.heldout.loss",
     "{nat}",
     "Mean loss of a token of held-out text, by version, before and after training.",
     (MODEL, VERSION, MOMENT),
 )
-
 FORGETTING = _gauge(
     "feedloom.trainer.forgetting",
     "1",
     "Rise of the held-out loss over the parent's, as a share of it, of the last round.",
     (MODEL,),
 )
-
 WIN_RATE = _gauge(
     "feedloom.trainer.win_rate",
     "1",
     "Share of held-out prompts answered better than by the parent, by version.",
     (MODEL, VERSION),
 )
-
 PILE_DOCUMENTS = _counter(
     "feedloom.pile.documents",
     "{document}",

@@ -34,7 +34,7 @@ Attributes = Mapping[str, AttributeValue]
 
 REQUEST_ID = "feedloom.request.id"
 LINK = "feedloom.link"
-"""On a span link: what it leads to: request, feedback, publication, rollout."""
+"""On a span link: what it leads to: request, feedback, heldout, shards, publication, rollout."""
 MAXIMUM_LINKS = 128
 """As many as the SDK keeps of a span (``OTEL_SPAN_LINK_COUNT_LIMIT``)."""
 

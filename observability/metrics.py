@@ -23,7 +23,7 @@ from opentelemetry.sdk.resources import Resource
 from infra.contracts.errors import ConfigurationError
 from infra.settings import TelemetrySettings
 from observability.instruments import CATALOGUE, SERIES_LIMIT, Metric
-from observability.promql import prometheus_name
+from observability.prometheus_names import prometheus_name
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family

@@ -6,7 +6,7 @@ import sys
 from itertools import groupby
 
 from observability.instruments import CATALOGUE, SERIES_LIMIT, Metric
-from observability.promql import prometheus_name
+from observability.prometheus_names import prometheus_name
 
 _TITLES = {
     "gen_ai": "Generation",

@@ -1,22 +1,13 @@
-"""PromQL built from the metric catalogue, so that no query names what nobody records. No I/O.
-
-Names are those that Prometheus has after the OTLP translation with unit and type suffixes: what the
-collector's ``prometheus`` exporter serves, and what Prometheus' own OTLP receiver and its cousins
-(Mimir, Grafana Cloud) store by default. What a process serves itself has the same names:
-``observability.metrics`` adds the ``_ratio`` that opentelemetry-exporter-prometheus leaves off.
-
-Sources: OpenTelemetry specification, "Prometheus and OpenMetrics Compatibility";
-prometheus/otlptranslator ``metric_namer.go``.
-"""
+"""PromQL built from the metric catalogue, so that no query names what nobody records. No I/O."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from observability.instruments import CATALOGUE, Kind, Metric
+from observability.instruments import CATALOGUE, Metric
+from observability.prometheus_names import Foreign, label_name, prometheus_name
 
 INTERVAL = "$__rate_interval"
 """Grafana's window: as wide as the resolution needs, and four scrapes at least."""
@@ -28,22 +19,10 @@ Aggregate = Literal["sum", "min", "max", "avg", "count"]
 
 _OR, _AND, _COMPARED, _ADDED, _MULTIPLIED = range(5)
 """Binding of PromQL's operators, the weakest first."""
-_UNITS = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "%": "percent"}
-_PER = {"s": "second", "min": "minute", "h": "hour", "d": "day"}
 
 
 class UnknownSeriesError(ValueError):
     """A query asks for a metric or a label that nobody records: the program is wrong."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foreign:
-    """A series that others make, by its Prometheus name; of ``labels`` beside job and instance."""
-
-    name: str
-    kind: Kind
-    unit: str
-    labels: tuple[str, ...] = ()
 
 
 def metric(name: str) -> Metric:
@@ -52,43 +31,6 @@ def metric(name: str) -> Metric:
         return CATALOGUE[name]
     except KeyError:
         raise UnknownSeriesError(f"the catalogue has no metric {name!r}") from None
-
-
-def label_name(attribute: str) -> str:
-    """Of an attribute, as Prometheus has it."""
-    return re.sub(r"[^a-zA-Z0-9]+", "_", attribute)
-
-
-def prometheus_name(source: Metric | Foreign) -> str:
-    """A histogram's is without the suffix of its three series."""
-    if isinstance(source, Foreign):
-        return source.name
-    name = re.sub(r"[^a-zA-Z0-9:]+", "_", source.name)
-    for suffix in _suffixes(source):
-        if not name.endswith(f"_{suffix}"):
-            name = f"{name}_{suffix}"
-    return name
-
-
-def series_names(source: Metric | Foreign) -> tuple[str, ...]:
-    """Every name under which Prometheus stores it."""
-    name = prometheus_name(source)
-    if source.kind == "histogram":
-        return tuple(f"{name}_{part}" for part in ("bucket", "count", "sum"))
-    return (name,)
-
-
-def _suffixes(source: Metric) -> Iterable[str]:
-    unit = re.sub(r"{[^}]*}", "", source.unit)
-    top, _, bottom = unit.partition("/")
-    if top and top != "1":
-        yield _UNITS[top]
-    if bottom:
-        yield f"per_{_PER[bottom]}"
-    if source.kind == "counter":
-        yield "total"
-    if unit == "1" and source.kind == "gauge":
-        yield "ratio"
 
 
 @dataclass(frozen=True)
@@ -234,6 +176,23 @@ def quantile(
         unit=series.source.unit,
         buckets=True,
     )
+
+
+def share_where(
+    series: Selector,
+    conditions: Mapping[str, Match],
+    *,
+    by: Iterable[str] = (),
+    window: str = INTERVAL,
+) -> Query:
+    """Share of what a counter or a histogram counted that meets the conditions; 0 where none does.
+
+    Raises UnknownSeriesError.
+    """
+    by = tuple(by)
+    every = rate(series, by=by, window=window)
+    these = rate(series.where(conditions), by=by, window=window)
+    return ratio(or_zero(these, every), every)
 
 
 def share_above(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import Any, Self
 
 from infra.contracts.bus import Bus
-from infra.contracts.events import GenerationChunk, GenerationRequest, GenerationResult
+from infra.contracts.events.generation import GenerationChunk, GenerationRequest, GenerationResult
 from producers.client import GenerationClient
 from producers.errors import ResultTimeout
 from producers.handle import COMPLETE, LATE_CHUNKS_S, GenerationHandle
@@ -122,11 +121,6 @@ class AsyncGenerationClient:
         )
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._client is not None
         await asyncio.to_thread(self._client.close)

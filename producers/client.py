@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
@@ -25,7 +24,7 @@ from opentelemetry.trace import SpanKind
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Reader, Record, RecordPosition
 from infra.contracts.errors import ConfigurationError, ContractError, FeedloomError
-from infra.contracts.events import (
+from infra.contracts.events.generation import (
     ChatMessage,
     GenerationCancellation,
     GenerationChunk,
@@ -35,6 +34,7 @@ from infra.contracts.events import (
     SamplingParameters,
 )
 from infra.kafka.bus import connect
+from infra.registry.client import send
 from infra.settings import Settings
 from observability.messaging import REQUEST_ID, process_attributes, send_attributes
 from observability.propagation import extract, inject
@@ -129,14 +129,13 @@ class GenerationClient:
         """Publish one request; returns at once.
 
         Without ``sampling`` the platform's settings ``sampling.*`` hold; with a mapping they hold
-        for the fields that it leaves out. A worker that gets both ids again answers once.
-        Chunks come here unless another ``reply_partition`` is named.
-        ``messages`` make it a conversation to be answered; ``prompt`` is then empty. Requests with
-        one ``affinity_key`` (a
+        for the fields that it leaves out. A worker that gets both ids again answers once. Chunks
+        come here unless another ``reply_partition`` is named. ``messages`` make it a conversation
+        to be answered; ``prompt`` is then empty. Requests with one ``affinity_key`` (a
         conversation, a tenant; ``affinity.prefix_key`` of a shared beginning) go to one worker,
-        whose prefix cache knows them, unless that one has far more of
-        this client's requests than the others. ``batch`` requests may wait: they run in what
-        interactive ones leave free. After ``ttl_s`` seconds the request is not worth an answer.
+        whose prefix cache knows them, unless that one has far more of this client's requests than
+        the others. ``batch`` requests may wait: they run in what interactive ones leave free. After
+        ``ttl_s`` seconds the request is not worth an answer.
 
         Raises:
             ClientClosed: the client was closed.
@@ -166,7 +165,7 @@ class GenerationClient:
         handle = GenerationHandle(
             request,
             inference=inference,
-            cancel=lambda reason: self._cancel(request.request_id, reason),
+            cancel=lambda reason: self.cancel(request.request_id, reason),
         )
         try:
             with self._lock:
@@ -179,6 +178,7 @@ class GenerationClient:
                     handle.route = topic, self._routers[topic].choose(affinity_key.encode())
             handle.written = self._send(topic, request, handle, affinity_key, sampling)
         except BaseException as error:
+            self._release(handle)
             inference.end(error=error)
             raise
         handle.written.add_done_callback(lambda done: self._published(handle, done))
@@ -230,15 +230,19 @@ class GenerationClient:
 
     def cancel(self, request_id: str, reason: str | None = None) -> Future[RecordPosition]:
         """Ask the workers to stop any request; ends when that is written."""
-        return self._cancel(request_id, reason)
+        event = GenerationCancellation(
+            request_id=request_id, created_at_ms=time.time_ns() // 1_000_000, reason=reason
+        )
+        return send(
+            self._publisher, catalogue.CANCELLATIONS.name, request_id, event, source=self._source
+        )
 
     def forget(self, request_id: str) -> None:
         """Nobody waits for this request any more."""
         with self._lock:
-            handle = self._open.pop(request_id, None)
-            if handle is not None:
-                self._arrived(handle)
+            handle = self._open.get(request_id)
         if handle is not None:
+            self._release(handle)
             handle.inference.end()
 
     @property
@@ -263,7 +267,7 @@ class GenerationClient:
         if self._cancel_on_close:
             for handle in abandoned:
                 if not handle.done:
-                    self._cancel(handle.request.request_id, "the client was closed")
+                    self.cancel(handle.request.request_id, "the client was closed")
         self._publisher.close()
         for thread in self._threads:
             thread.join()
@@ -273,31 +277,13 @@ class GenerationClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _cancel(self, request_id: str, reason: str | None) -> Future[RecordPosition]:
-        event = GenerationCancellation(
-            request_id=request_id, created_at_ms=time.time_ns() // 1_000_000, reason=reason
-        )
-        return self._publisher.publish(
-            catalogue.CANCELLATIONS.name,
-            key=request_id.encode(),
-            value=codec.encode(event),
-            headers=inject(codec.event_headers(event, event_id=str(uuid4()), source=self._source)),
-        )
 
     def _published(self, handle: GenerationHandle, done: Future[RecordPosition]) -> None:
         error = done.exception()
         if error is not None:
-            with self._lock:
-                self._open.pop(handle.request.request_id, None)
-                self._arrived(handle)
+            self._release(handle)
             handle.fail(error)
 
     def _read(self, reader: Reader, accept: Callable[[Record], GenerationHandle | None]) -> None:
@@ -332,13 +318,7 @@ class GenerationClient:
                 if handle is not None:
                     changed[handle] = None
             except ContractError as error:
-                log.warning(
-                    "unreadable record on %s/%d at %d: %s",
-                    record.topic,
-                    record.partition,
-                    record.offset,
-                    error,
-                )
+                log.warning("unreadable record on %s: %s", record.where, error)
         for handle in changed:
             handle.notify()
 
@@ -353,7 +333,7 @@ class GenerationClient:
         handle.accept_chunk(chunk)
         # The handle must outlive its result here: chunks may come after it.
         if chunk.final and handle.done:
-            self._forget(handle)
+            self._release(handle)
         return handle
 
     def _accept_result(self, record: Record) -> GenerationHandle | None:
@@ -373,7 +353,7 @@ class GenerationClient:
                 self._arrived(handle)
             handle.accept_result(result)
         if handle.chunks_finished:
-            self._forget(handle)
+            self._release(handle)
         return handle
 
     def _handle_of(self, record: Record) -> GenerationHandle | None:
@@ -387,9 +367,13 @@ class GenerationClient:
             handle.route = None
             self._routers[topic].done(partition)
 
-    def _forget(self, handle: GenerationHandle) -> None:
+    def _release(self, handle: GenerationHandle) -> None:
+        """It is not outstanding any more; another request of its id stays."""
+        request_id = handle.request.request_id
         with self._lock:
-            self._open.pop(handle.request.request_id, None)
+            self._arrived(handle)
+            if self._open.get(request_id) is handle:
+                del self._open[request_id]
 
 
 def _all_fields(given: SamplingParameters | Mapping[str, Any] | None) -> SamplingParameters:

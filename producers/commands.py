@@ -32,7 +32,7 @@ def generate(
 ) -> None:
     """Ask for one completion of PROMPT; its request id goes to standard error."""
     from infra.contracts import codec
-    from infra.contracts.events import ChatMessage, SamplingParameters
+    from infra.contracts.events.generation import ChatMessage, SamplingParameters
     from infra.settings import load_settings
     from observability.setup import configure_telemetry
     from producers.client import GenerationClient

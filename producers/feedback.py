@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Literal, Self
 from uuid import uuid4
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
-from infra.contracts import catalogue, codec
+from infra.contracts import catalogue
 from infra.contracts.bus import Bus, RecordPosition
-from infra.contracts.events import Event, FeedbackForgotten, FeedbackReceived, PreferencePair
+from infra.contracts.events.base import Event
+from infra.contracts.events.feedback import FeedbackForgotten, FeedbackReceived, PreferencePair
+from infra.registry.client import send
 from observability.messaging import REQUEST_ID, send_attributes
-from observability.propagation import inject
 from producers.errors import InvalidFeedback
 
 tracer = trace.get_tracer("feedloom.producers")
@@ -94,12 +94,7 @@ class FeedbackClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _event(
@@ -140,13 +135,14 @@ class FeedbackClient:
             kind=SpanKind.PRODUCER,
             attributes=send_attributes(topic, key=request_id) | {REQUEST_ID: request_id},
         ):
-            headers = codec.event_headers(event, event_id=event_id, source=self._source)
             self._pending.append(
-                self._publisher.publish(
+                send(
+                    self._publisher,
                     topic,
-                    key=request_id.encode(),
-                    value=codec.encode(event),
-                    headers=inject(headers),
+                    request_id,
+                    event,
+                    source=self._source,
+                    event_id=event_id,
                 )
             )
 

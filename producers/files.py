@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import ChatMessage, SamplingParameters
+from infra.contracts.events.generation import ChatMessage, SamplingParameters
 from producers.client import GenerationClient
 from producers.handle import GenerationHandle
 

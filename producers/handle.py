@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 from infra.contracts.assembly import ChunkAssembler
 from infra.contracts.bus import RecordPosition
-from infra.contracts.events import (
+from infra.contracts.events.generation import (
     FinishReason,
     GenerationChunk,
     GenerationRequest,

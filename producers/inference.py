@@ -9,7 +9,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, Tracer
 
-from infra.contracts.events import GenerationRequest, GenerationResult
+from infra.contracts.events.generation import GenerationRequest, GenerationResult
 from observability.generation import (
     content_attributes,
     metric_attributes,

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from infra.contracts.config_keys import TenantConfig
+from infra.contracts.config_sections import TenantConfig
 
 T = TypeVar("T")
 Priority = Literal["interactive", "batch"]

@@ -1,69 +1,26 @@
-"""The Faust application: its settings, its transports, and the agents that join feedback.
+"""The Faust application: its settings and its transports.
 
-Requests do not pass through agents: see ``consumer``.
+Its agents are in ``join_agents``. Requests do not pass through agents: see ``consumer``.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import faust
-from aiokafka.partitioner import murmur2
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers.aiokafka import Producer, Transport
-from opentelemetry import trace
 
-from infra.contracts.bus import Record
-from infra.contracts.catalogue import (
-    EXAMPLES,
-    FEEDBACK,
-    FORGOTTEN,
-    REQUESTS,
-    REQUESTS_BATCH,
-    RESULTS,
-)
-from infra.contracts.codec import decode
-from infra.contracts.errors import ContractError, MalformedRecord
-from infra.contracts.events import (
-    FeedbackExample,
-    FeedbackForgotten,
-    FeedbackReceived,
-    GenerationResult,
-)
+from infra.contracts.bus import TopicPartition
+from infra.contracts.catalogue import REQUESTS, REQUESTS_BATCH
 from infra.kafka.connection import sasl_password, security_options, tls_context
 from infra.settings import KafkaSettings, WorkerSettings
-from observability.messaging import LINK, REQUEST_ID, links_to, processing
-from observability.propagation import carried
-from observability.tracing import fail
 from stream_workers.consumer import RequestTransport, Stored
-from stream_workers.feedback import (
-    Joined,
-    corrected,
-    decode_state,
-    encode_state,
-    expire,
-    join,
-    merged,
-)
 from stream_workers.join_table import JoinTable
-from stream_workers.sink import KafkaSink, may_move
-
-_LOG = logging.getLogger(__name__)
-_TRACER = trace.get_tracer("feedloom.stream_workers")
 
 REQUEST_TOPICS = (REQUESTS.name, REQUESTS_BATCH.name)
-
-Decoded = TypeVar("Decoded", bound=Joined | FeedbackExample)
-
-_PUBLISHED = 10_000
-_SWEPT_PER_EVENT = 4
-_SWEPT_PER_INTERVAL = 10_000
-_SWEEP_INTERVAL_S = 10.0
 
 
 def faust_app(
@@ -156,209 +113,27 @@ def aiokafka_options(kafka: KafkaSettings) -> dict[str, Any]:
     return {"bootstrap_servers": kafka.bootstrap_servers, **security_options(kafka)}
 
 
-class FeedbackJoin:
-    """Agents that join results with feedback in a table, publish examples, and forget them.
+class LazyFlow:
+    """``dispatcher.Flow``. Faust makes its consumer on start; this looks it up on each call."""
 
-    What nothing was said of for ``window_s`` is dropped from the table.
-    """
-
-    def __init__(
-        self, app: Any, *, prefix: str, sink: KafkaSink, partitions: int, window_s: float
-    ) -> None:
+    def __init__(self, app: Any) -> None:
         self._app = app
-        self._partitions = partitions
-        self._prefix = prefix
-        self._sink = sink
-        # By request id, of the partitions' newest: what is on its way, and the last one's offset.
-        self._publishing: Counter[str] = Counter()
-        self._published: dict[str, int] = {}
-        # Raw bytes on the changelog: the application's default serializers.
-        self._table = app.Table(
-            "feedback-join", key_type=bytes, value_type=bytes, window_s=window_s, merge=_merge
-        )
-        for topic, name, agent in (
-            (RESULTS.name, "join-results", self._join_results),
-            (FEEDBACK.name, "join-feedback", self._join_feedback),
-            (FORGOTTEN.name, "forget-feedback", self._forget),
-            (EXAMPLES.name, "mind-examples", self._mind),
-        ):
-            app.agent(self._topic(topic), name=name)(agent)
-        # While nothing comes in.
-        app.timer(_SWEEP_INTERVAL_S)(self._sweep_at_rest)
 
-    def _topic(self, name: str) -> Any:
-        return self._app.topic(
-            self._prefix + name,
-            key_type=bytes,
-            value_type=bytes,
-            key_serializer="raw",
-            value_serializer="raw",
-        )
+    def pause(self, partition: TopicPartition) -> None:
+        """Stop fetching it."""
+        self._app.consumer.pause(partition)
 
-    async def _join_results(self, stream: Any) -> None:
-        await self._join_all(stream, GenerationResult)
-
-    async def _join_feedback(self, stream: Any) -> None:
-        await self._join_all(stream, FeedbackReceived)
-
-    async def _forget(self, stream: Any) -> None:
-        await self._join_all(stream, FeedbackForgotten)
-
-    async def _join_all(self, stream: Any, kind: type[Joined]) -> None:
-        settled = InOrder(self._app.crash)
-        async for event in stream.noack().events():
-            settled.add(event, await self._join(event, kind))
-            self._sweep(_SWEPT_PER_EVENT)
-
-    async def _mind(self, stream: Any) -> None:
-        """Put right an example that came after a fuller one.
-
-        So it does where another worker had these partitions, was cut off from the brokers, and
-        what it had sent arrived late.
-        """
-        async for event in stream.noack().events():
-            record = _record(event.message, self._prefix)
-            example, problem = _decoded(record, FeedbackExample) if record.value else (None, None)
-            # One that cannot be read is sent to the dead letters by the trainer.
-            if problem is None and not self._is_followed(record):
-                state = decode_state(self._table.get(record.key or b""))
-                if (found := corrected(state, record.key_text, example)) is not None:
-                    with processing(
-                        _TRACER,
-                        record,
-                        group=self._app.conf.id,
-                        attributes={REQUEST_ID: record.key_text},
-                    ):
-                        await self._publish(found, record)
-            event.ack()
-
-    def _is_followed(self, example: Record) -> bool:
-        """Whether this worker has published another behind it, or is about to."""
-        key = example.key_text
-        return key in self._publishing or example.offset < self._published.get(key, -1)
-
-    async def _publish(self, event: FeedbackExample | FeedbackForgotten, source: Record) -> None:
-        key = event.request_id
-        self._publishing[key] += 1
-        try:
-            if isinstance(event, FeedbackExample):
-                offset = await self._sink.example(event, source)
-            else:
-                offset = await self._sink.forget(event, source)
-        finally:
-            self._publishing -= Counter([key])
-        self._published[key] = max(offset, self._published.pop(key, -1))
-        if len(self._published) > _PUBLISHED:
-            del self._published[next(iter(self._published))]
-
-    async def _join(self, event: Any, kind: type[Joined]) -> asyncio.Future[Any] | None:
-        """What is returned ends when the state is written, if it changed."""
-        record = _record(event.message, self._prefix)
-        received, problem = _decoded(record, kind)
-        key = b"" if received is None else received.request_id.encode()
-        state = decode_state(self._table.get(key))
-        # Feedback comes in a trace of its own; what it is about has another.
-        about = links_to(state.origin, **{LINK: "request"}) if kind is not GenerationResult else []
-        with processing(
-            _TRACER,
-            record,
-            group=self._app.conf.id,
-            attributes={REQUEST_ID: record.key_text},
-            links=about,
-        ) as joining:
-            if received is None:
-                assert problem is not None
-                fail(joining, type(problem).__qualname__, str(problem))
-                await self._sink.publish_dead_letter(record, problem)
-                return None
-            if kind is not GenerationResult and may_move(record, home := self._home(key)):
-                # Another client's partitioner put it where its answer is not.
-                await self._sink.move(record, home)
-                return None
-            following, found = join(state, received, origin=carried(record.headers))
-            # Before anything is waited for: another agent may be at the same answer. If this ends
-            # here, the event comes again, and publishes what it should have.
-            written: asyncio.Future[Any] | None = None
-            if following != state:
-                written = self._table.write(key, encode_state(following))
-            if found is not None:
-                await self._publish(found, record)
-            return written
-
-    def _home(self, key: bytes) -> int:
-        """The partition of results that the platform's own producers give a key."""
-        return int((murmur2(key) & 0x7FFFFFFF) % self._partitions)
-
-    async def _sweep_at_rest(self) -> None:
-        self._sweep(_SWEPT_PER_INTERVAL)
-
-    def _sweep(self, most: int) -> None:
-        unmatched = sum(expire(decode_state(value)) for value in self._table.sweep(most))
-        if unmatched:
-            _LOG.warning(
-                "%d words of feedback found no answer within %g s (worker.feedback_window_s)",
-                unmatched,
-                self._table.window_s,
-            )
+    def resume(self, partition: TopicPartition) -> None:
+        """Fetch it again."""
+        self._app.consumer.resume(partition)
 
 
-class InOrder:
-    """Acknowledges events when what came of them, and of those before them, is written.
+class LazyProducer:
+    """``sink.Producer``. Faust makes its producer on start; this looks it up on each call."""
 
-    Faust commits behind the first run of acknowledged offsets, whatever lies before that.
-    """
+    def __init__(self, app: Any) -> None:
+        self._app = app
 
-    def __init__(self, crash: Callable[[BaseException], Coroutine[Any, Any, None]]) -> None:
-        self._crash = crash
-        self._waiting: deque[tuple[Any, asyncio.Future[Any] | None]] = deque()
-        self._crashing: asyncio.Task[None] | None = None
-
-    def add(self, event: Any, written: asyncio.Future[Any] | None) -> None:
-        """``written``: what is to end first. If it fails, the worker ends."""
-        self._waiting.append((event, written))
-        if written is None:
-            self._advance()
-        else:
-            written.add_done_callback(self._advance)
-
-    def _advance(self, _: object = None) -> None:
-        while self._waiting:
-            event, written = self._waiting[0]
-            if written is not None:
-                if not written.done() or written.cancelled():
-                    return
-                if (error := written.exception()) is not None:
-                    if self._crashing is None:
-                        self._crashing = asyncio.create_task(self._crash(error))
-                    return
-            self._waiting.popleft()
-            event.ack()
-
-
-def _merge(earlier: bytes, later: bytes) -> bytes:
-    return encode_state(merged(decode_state(earlier), decode_state(later)))
-
-
-def _decoded(
-    record: Record, kind: type[Decoded]
-) -> tuple[Decoded, None] | tuple[None, ContractError]:
-    try:
-        if record.value is None:
-            raise MalformedRecord("no value")
-        return decode(record.value, kind), None
-    except ContractError as error:
-        return None, error
-
-
-def _record(message: Any, prefix: str) -> Record:
-    headers = message.headers or ()
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    return Record(
-        topic=message.topic.removeprefix(prefix),
-        partition=message.partition,
-        offset=message.offset,
-        timestamp_ms=int(message.timestamp * 1000),
-        key=message.key,
-        value=message.value,
-        headers=tuple((str(key), bytes(value or b"")) for key, value in pairs),
-    )
+    async def send(self, *arguments: Any) -> Any:
+        """As ``sink.Producer.send``."""
+        return await self._app.producer.send(*arguments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.contracts.events import TokenLogprob
+from infra.contracts.events.generation import TokenLogprob
 
 CROWD = 16
 """Requests in flight from which on what goes to Kafka is gathered for longer ..."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from stream_workers.engines import EngineKind
 
-@click.command()
-@click.option(
+
+engine_option = click.option(
     "--engine",
     type=click.Choice(["vllm", "memory"]),
     default="vllm",
     show_default=True,
     help="memory answers with words of the prompt; it needs no vLLM.",
 )
+
+
+@click.command()
+@engine_option
 @click.option(
     "--token-interval",
     "token_interval_s",
@@ -23,7 +29,7 @@ import click
     type=click.FloatRange(min=0),
     help="Seconds a token, of the memory engine.",
 )
-def worker(engine: Literal["vllm", "memory"], token_interval_s: float) -> None:
+def worker(engine: EngineKind, token_interval_s: float) -> None:
     """Run a stream worker until SIGTERM or SIGINT."""
     import asyncio
 

@@ -1,4 +1,4 @@
-"""Dynamic settings as the parts of a worker take them, changed while it runs."""
+"""Dynamic settings, read and applied to the parts of a worker while it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from infra.contracts.bus import Bus
 from infra.contracts.config_sections import Participation, WorkerConfig
-from infra.contracts.events import GenerationRequest
+from infra.contracts.events.generation import GenerationRequest
 from infra.registry.config import ConfigWatcher
 from infra.settings import WorkerSettings
 from stream_workers.admission import Limits, Scheduler
@@ -89,6 +89,7 @@ class Configuration:
 
 
 def config_watcher(bus: Bus, worker: WorkerSettings) -> ConfigWatcher:
+    """A watcher that has read what is in force; ``worker`` has the defaults. Blocking."""
     watcher = ConfigWatcher(
         bus,
         {

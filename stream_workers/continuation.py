@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
 from stream_workers.engine import Emitted, EmittedMismatch
 
 

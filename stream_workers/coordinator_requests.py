@@ -1,7 +1,7 @@
 """Requests to Kafka's coordinators in versions that aiokafka 0.14 does not have.
 
 Their fields are those of Kafka's protocol guide; what is made of the answers is for
-``stream_workers.transactions``.
+``stream_workers.transactions`` and ``stream_workers.member_sender``.
 """
 
 from __future__ import annotations

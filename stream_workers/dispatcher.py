@@ -22,10 +22,9 @@ from typing import Protocol
 
 from infra.contracts.bus import Record, TopicPartition
 from infra.contracts.catalogue import REQUESTS_BATCH
-from infra.contracts.events import GenerationCancellation
+from infra.contracts.events.generation import GenerationCancellation
 from observability.instruments import (
     ADMISSION_WAIT,
-    CLASS,
     DUPLICATES,
     ERROR_TYPE,
     MESSAGING_PROCESS_DURATION,
@@ -40,9 +39,10 @@ from observability.instruments import (
 from observability.messaging import measured
 from observability.propagation import extract
 from observability.tracing import is_recording
-from stream_workers.admission import Load, Priority, Scheduler, Ticket
+from stream_workers.admission import Load, Scheduler, Ticket
 from stream_workers.answered import AnsweredKeys
-from stream_workers.handler import Ended, Prepared, RequestHandler, RequestKey, Resumption
+from stream_workers.handler import Ended, RequestHandler, Resumption
+from stream_workers.jobs import Job, Jobs
 from stream_workers.offsets import WINDOW, OffsetTracker, Position, decode_position
 from stream_workers.outcomes import Outcome, OutcomeLog
 from stream_workers.recovery import Recovered
@@ -52,11 +52,6 @@ from stream_workers.transactions import Committed, GroupMember, Outgoing
 _LOG = logging.getLogger(__name__)
 
 TICK_S = 0.02
-
-_COUNTED_AS: Mapping[Priority, Mapping[str, str]] = {
-    "interactive": {CLASS: "interactive"},
-    "batch": {CLASS: "batch"},
-}
 
 
 class Flow(Protocol):
@@ -74,34 +69,6 @@ class DispatchOptions:
     max_queued: int = 1_000
     remember: int = 50_000
     revoke_flush_s: float = 5.0
-
-
-@dataclass(eq=False)
-class _Job:
-    """A request from its record to its commit. ``taken_s``: of the monotonic clock."""
-
-    partition: TopicPartition
-    prepared: Prepared
-    started_ms: int
-    taken_s: float
-    ticket: Ticket[_Job] | None = None
-    resumption: Resumption | None = None
-    task: asyncio.Task[int] | None = None
-    outcome: Outcome | None = None
-    followers: list[tuple[TopicPartition, Record]] = field(default_factory=list)
-
-    @property
-    def place(self) -> tuple[TopicPartition, int]:
-        return self.partition, self.prepared.record.offset
-
-    @property
-    def counted_as(self) -> Mapping[str, str]:
-        """Its class, as an attribute of metrics."""
-        return _COUNTED_AS[_class_of(self.partition)]
-
-    def release(self) -> None:
-        """Let go of what points back here: its memory is then free at once, whatever the load."""
-        self.ticket = self.task = self.outcome = None
 
 
 @dataclass(eq=False)
@@ -134,7 +101,7 @@ class Dispatcher:
         self,
         *,
         handler: RequestHandler[Outgoing],
-        scheduler: Scheduler[_Job],
+        scheduler: Scheduler[Job],
         batch: BatchWindow,
         load: Callable[[], Load],
         recover: Callable[[Mapping[TopicPartition, Position]], Recovered],
@@ -156,11 +123,9 @@ class Dispatcher:
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._before: dict[TopicPartition, _Partition] = {}
         self.trackers: dict[TopicPartition, OffsetTracker] = {}
-        self._jobs: dict[tuple[TopicPartition, int], _Job] = {}
-        self._active: dict[RequestKey, _Job] = {}
-        self._by_id: dict[str, set[_Job]] = {}
+        self._jobs = Jobs()
         self._answered = AnsweredKeys(options.remember)
-        self._deadlines: list[tuple[int, int, _Job]] = []
+        self._deadlines: list[tuple[int, int, Job]] = []
         self._serial = 0
         self._tasks: set[asyncio.Task[int]] = set()
         self._recoveries: set[asyncio.Task[None]] = set()
@@ -192,7 +157,8 @@ class Dispatcher:
         self._epoch, self._group = member.generation, member.group_id
         REBALANCES.add(1, {OUTCOME: "assigned"})
         positions = {p: decode_position(at.offset, at.metadata) for p, at in stored.items()}
-        for (partition, offset), job in list(self._jobs.items()):
+        for job in self._jobs:
+            partition, offset = job.place
             if (
                 partition not in before
                 or partition not in positions
@@ -224,9 +190,7 @@ class Dispatcher:
     async def revoking(self) -> None:
         """All partitions are about to be dealt out again: commit what has ended, start nothing."""
         assert self._log is not None
-        for job in list(self._jobs.values()):
-            if job.task is None and job.outcome is None:
-                self._abandon(job)
+        self._abandon_waiting()
         if not await self._log.flush(self._options.revoke_flush_s):
             _LOG.warning("not everything was committed before the rebalance")
         if self._partitions:
@@ -274,7 +238,7 @@ class Dispatcher:
     def cancel(self, event: GenerationCancellation) -> None:
         """Stop a request that runs, waits, or is still to come."""
         self._handler.cancel(event)
-        for job in list(self._by_id.get(event.request_id, ())):
+        for job in self._jobs.of(event.request_id):
             self._hurry(job)
 
     async def run(self) -> None:
@@ -311,7 +275,7 @@ class Dispatcher:
         return queued >= self._options.max_queued or state.tracker.window >= WINDOW
 
     def _deliver(self, partition: TopicPartition, state: _Partition, record: Record) -> None:
-        known = self._jobs.get((partition, record.offset))
+        known = self._jobs.at(partition, record.offset)
         resumption = state.resumptions.pop(record.offset, None)
         if known is not None:
             started = known.started_ms
@@ -345,16 +309,13 @@ class Dispatcher:
                 DUPLICATES.add(1, {REASON: "answered"})
                 self._put(Outcome(partition, record.offset, None))
                 return
-            first = self._active.get(key)
+            first = self._jobs.same(key)
             if first is not None:
                 DUPLICATES.add(1, {REASON: "running"})
                 first.followers.append((partition, record))
                 return
-        job = _Job(partition, prepared, started_ms, time.monotonic(), resumption=resumption)
-        self._jobs[job.place] = job
-        if key is not None:
-            self._active[key] = job
-            self._by_id.setdefault(key[0], set()).add(job)
+        job = Job(partition, prepared, started_ms, time.monotonic(), resumption=resumption)
+        self._jobs.add(job)
         if not prepared.cost or resumption is not None:
             # No work for the engine, or work that had been admitted before.
             self._launch(job)
@@ -365,7 +326,7 @@ class Dispatcher:
             cost=prepared.cost,
             payload=job,
             tenant=request.tenant,
-            priority=_class_of(partition),
+            priority=job.priority,
         )
         self._scheduler.offer(job.ticket)
         if prepared.deadline_ms is not None:
@@ -383,7 +344,7 @@ class Dispatcher:
             self._unqueued(ticket.payload, ticket)
             self._launch(ticket.payload)
 
-    def _hurry(self, job: _Job) -> None:
+    def _hurry(self, job: Job) -> None:
         """It will not run: let it end at once instead of waiting for its turn."""
         if job.task is None and job.ticket is not None and self._scheduler.cancel(job.ticket):
             job.ticket = None
@@ -391,21 +352,21 @@ class Dispatcher:
             self._launch(job)
 
     @staticmethod
-    def _unqueued(job: _Job, ticket: Ticket[_Job]) -> None:
+    def _unqueued(job: Job, ticket: Ticket[Job]) -> None:
         REQUESTS_QUEUED.add(-1, job.counted_as)
         attributes = dict(job.counted_as)
         if ticket.tenant is not None:
             attributes[TENANT] = bounded_tenant(ticket.tenant)
         ADMISSION_WAIT.record(time.monotonic() - job.taken_s, attributes)
 
-    def _launch(self, job: _Job) -> None:
+    def _launch(self, job: Job) -> None:
         task = job.task = asyncio.create_task(self._run(job))
         self._tasks.add(task)
         REQUESTS_IN_FLIGHT.add(1, job.counted_as)
         # Not within the task: one that is cancelled before it starts runs nothing at all.
         task.add_done_callback(partial(self._stopped, job, job.ticket))
 
-    async def _run(self, job: _Job) -> int:
+    async def _run(self, job: Job) -> int:
         """Returns the tokens it took."""
         ended: Ended[Outgoing] = await self._handler.run(
             job.prepared,
@@ -413,7 +374,7 @@ class Dispatcher:
             resumption=job.resumption,
             on_first_token=self._observer(job.ticket),
         )
-        if self._jobs.get(job.place) is job:
+        if job in self._jobs:
             job.outcome = Outcome(*job.place, ended.record, lambda: self._committed(job))
             tracker = self.trackers.get(job.partition)
             # Else its partition was dealt out again: it is put when the record is delivered.
@@ -421,7 +382,7 @@ class Dispatcher:
                 self._put(job.outcome)
         return ended.tokens
 
-    def _stopped(self, job: _Job, ticket: Ticket[_Job] | None, task: asyncio.Task[int]) -> None:
+    def _stopped(self, job: Job, ticket: Ticket[Job] | None, task: asyncio.Task[int]) -> None:
         self._tasks.discard(task)
         REQUESTS_IN_FLIGHT.add(-1, job.counted_as)
         failed = self._check(task)
@@ -432,7 +393,7 @@ class Dispatcher:
             self._scheduler.release(ticket, used)
         self._pump()
 
-    def _processed(self, job: _Job, problem: BaseException | None) -> None:
+    def _processed(self, job: Job, problem: BaseException | None) -> None:
         """``problem``: what became of it instead of an answer."""
         attributes = measured("process", job.partition.topic, group=self._group)
         if problem is not None:
@@ -451,7 +412,7 @@ class Dispatcher:
             self._on_fatal(error)
         return error is not None
 
-    def _observer(self, ticket: Ticket[_Job] | None) -> Callable[[float], None] | None:
+    def _observer(self, ticket: Ticket[Job] | None) -> Callable[[float], None] | None:
         """Tells the batch window how long an interactive request waited, and beside what."""
         if ticket is None or ticket.priority != "interactive":
             return None
@@ -471,17 +432,22 @@ class Dispatcher:
         assert self._log is not None
         self._log.put(outcome)
 
-    def _committed(self, job: _Job) -> None:
-        self._forget(job)
+    def _committed(self, job: Job) -> None:
+        self._jobs.forget(job)
         if job.prepared.key is not None:
             self._answered.add(job.prepared.key)
         for partition, record in job.followers:
             self._put(Outcome(partition, record.offset, None))
         job.release()
 
-    def _abandon(self, job: _Job) -> None:
+    def _abandon_waiting(self) -> None:
+        for job in self._jobs:
+            if not job.begun:
+                self._abandon(job)
+
+    def _abandon(self, job: Job) -> None:
         """Its partition went to another worker, or will be delivered again."""
-        self._forget(job)
+        self._jobs.forget(job)
         if job.task is not None:
             job.task.cancel()
         elif job.ticket is not None and self._scheduler.cancel(job.ticket):
@@ -490,18 +456,6 @@ class Dispatcher:
             if partition != job.partition and partition in self._partitions:
                 self._accept(partition, record, job.started_ms)
         job.release()
-
-    def _forget(self, job: _Job) -> None:
-        self._jobs.pop(job.place, None)
-        key = job.prepared.key
-        if key is None:
-            return
-        self._active.pop(key, None)
-        same = self._by_id.get(key[0])
-        if same is not None:
-            same.discard(job)
-            if not same:
-                del self._by_id[key[0]]
 
     # What is stored, what is told.
 
@@ -536,9 +490,7 @@ class Dispatcher:
         assert self._log is not None
         self._draining = True
         deadline = time.monotonic() + timeout_s
-        for job in list(self._jobs.values()):
-            if job.task is None and job.outcome is None:
-                self._abandon(job)
+        self._abandon_waiting()
         left: AbstractSet[asyncio.Task[int]] = set()
         if self._tasks:
             _, left = await asyncio.wait(set(self._tasks), timeout=timeout_s)
@@ -546,7 +498,3 @@ class Dispatcher:
             task.cancel()
         flushed = await self._log.flush(max(2.0, deadline - time.monotonic()))
         return flushed and not left
-
-
-def _class_of(partition: TopicPartition) -> Priority:
-    return "batch" if partition.topic == REQUESTS_BATCH.name else "interactive"

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from infra.contracts.errors import FatalError, RetryableError
-from infra.contracts.events import ChatMessage, SamplingParameters, TokenLogprob
+from infra.contracts.events.generation import ChatMessage, SamplingParameters, TokenLogprob
 
 SwitchPolicy = Literal["keep", "drain"]
 Prompt = str | tuple[ChatMessage, ...]

@@ -22,7 +22,7 @@ from typing import Literal
 from zlib import crc32
 
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import SamplingParameters, TokenLogprob, TopLogprob
+from infra.contracts.events.generation import SamplingParameters, TokenLogprob, TopLogprob
 from stream_workers.adapters import Adapters
 from stream_workers.continuation import AnswerText, continuable, resume
 from stream_workers.engine import (
@@ -71,6 +71,8 @@ class MemoryEngine:
         self._idle.set()
         self._open = asyncio.Event()
         self._open.set()
+        # While a switch drains, what runs goes on to its end.
+        self._pauses_streams = True
 
     async def generate(
         self,
@@ -122,7 +124,7 @@ class MemoryEngine:
         try:
             for step in range(limit):
                 await asyncio.sleep(self._interval_s)
-                if self.policy_pauses_streams:
+                if self._pauses_streams:
                     await self._open.wait()
                 if adapter is not None:
                     self._adapters.check(adapter)
@@ -150,8 +152,6 @@ class MemoryEngine:
             if not self._active:
                 self._idle.set()
 
-    policy_pauses_streams = True
-
     def _output(
         self, completion: _Completion, delta: _Delta, prompt_tokens: int, adapter: str | None
     ) -> EngineOutput:
@@ -174,7 +174,7 @@ class MemoryEngine:
         """Only the version's name changes; the path must be a directory."""
         started = time.perf_counter()
         self._open.clear()
-        self.policy_pauses_streams = policy == "keep"
+        self._pauses_streams = policy == "keep"
         try:
             if policy == "drain":
                 await self._idle.wait()
@@ -182,7 +182,7 @@ class MemoryEngine:
                 raise SwitchFailed(f"{path} is not a directory")
             self.version = version
         finally:
-            self.policy_pauses_streams = True
+            self._pauses_streams = True
             self._open.set()
         return (time.perf_counter() - started) * 1000
 

@@ -11,14 +11,13 @@ import itertools
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from infra.contracts.errors import ConfigurationError, RequestRefused
-from infra.contracts.events import SamplingParameters, StructuredOutput
-from infra.cores import available, divide, share
+from infra.contracts.errors import RequestRefused
+from infra.contracts.events.generation import SamplingParameters, StructuredOutput
+from infra.cores import divide
 from observability.instruments import PREFIX_CACHE_HITS, PREFIX_CACHE_QUERIES
 from observability.propagation import trace_headers
 from observability.tracing import is_recording
@@ -38,7 +37,8 @@ from stream_workers.engine import (
 )
 from stream_workers.logprobs import token_logprobs
 from stream_workers.prompt_tokens import PromptTokens
-from stream_workers.sampling import MAX_BEAMS, MAX_LOGPROBS, check_sampling
+from stream_workers.sampling import check_sampling
+from stream_workers.vllm_options import VllmOptions, engine_arguments, share_the_cpu
 from stream_workers.weights import Weights
 
 # vLLM reads these once, when it is imported or starts its child.
@@ -61,12 +61,6 @@ from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-CPU_BLOCK_TOKENS = 32
-"""The prefix cache knows whole blocks. vLLM's 128 on a CPU miss most chats; 32 are as fast."""
-
-ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The greatest ranks that vLLM makes room for."""
-
 Deltas = AsyncGenerator[EngineOutput, None]
 _SAME_NAMES = (
     "temperature",
@@ -81,29 +75,6 @@ _SAME_NAMES = (
     "ignore_eos",
     "logprobs",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VllmOptions:
-    """What to build. ``kv_cache_gb`` counts on a CPU, ``gpu_memory_utilization`` and
-    ``tensor_parallel_size`` on a GPU.
-
-    ``max_adapters`` above 0 takes LoRA adapters beside the weights, up to ``max_adapter_rank``.
-    """
-
-    path: str
-    version: str
-    max_num_seqs: int = 64
-    max_model_len: int | None = None
-    kv_cache_gb: float = 0.5
-    gpu_memory_utilization: float = 0.9
-    tensor_parallel_size: int = 1
-    dtype: str = "auto"
-    seed: int = 0
-    max_adapters: int = 0
-    max_adapter_rank: int = 16
-    pin_cores: bool = False
-    """CPU only: the engine on cores of its own, this process on the rest (``infra.cores``)."""
 
 
 class _LoadRecorder(PrometheusStatLogger):  # type: ignore[misc]
@@ -147,19 +118,6 @@ class _LeanAsyncLLM(AsyncLLM):  # type: ignore[misc]
         super()._run_output_handler()
 
 
-def share_the_cpu() -> None:
-    """Run the model in the engine's own process, with no more threads than its share of cores.
-
-    By default vLLM's CPU build has a process more, and the two spin while they wait for each other:
-    on two cores the broker, the clients and this process get a turn when the answers are done.
-    Settings that are there already stand. On two cores, at 1 and 64 requests: 365 and 5,092
-    tokens/s on 1.1 cores, against 244 and 4,844 on 1.3 and 1.9.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(share(available()).engine)))
-    # vLLM allows one process here only under this name; AsyncLLM's own child stays.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-
-
 class VllmEngine:
     """One model, its weights switched in place. Use :meth:`build`."""
 
@@ -185,54 +143,20 @@ class VllmEngine:
 
         Raises ConfigurationError: the model is to be spread over several GPUs, and there is none.
         """
-        arguments: dict[str, Any] = {
-            "model": options.path,
-            "dtype": options.dtype,
-            "max_num_seqs": options.max_num_seqs,
-            "max_model_len": options.max_model_len,
-            "max_logprobs": max(MAX_LOGPROBS, 2 * MAX_BEAMS),
-            # Fixed: with "auto" whichever request comes first decides it for all later ones.
-            "structured_outputs_config": {"backend": "xgrammar"},
-            "disable_log_stats": True,
-            "seed": options.seed,
-            # Lower numbers first, and those that came first among equals.
-            "scheduling_policy": "priority",
-        }
-        if current_platform.is_cpu():
-            if options.tensor_parallel_size > 1:
-                raise ConfigurationError(
-                    "worker.tensor_parallel_size is for GPUs: this vLLM runs on the CPU, as one"
-                )
+        cpu = bool(current_platform.is_cpu())
+        arguments = engine_arguments(options, cpu=cpu)
+        if cpu:
             share_the_cpu()
             if options.dtype == "auto" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
                 # Emulated, bfloat16 is a hundred times slower; float16 is no better.
                 arguments["dtype"] = "float32"
-            arguments["distributed_executor_backend"] = "uni"
-            arguments["enforce_eager"] = True
-            arguments["block_size"] = CPU_BLOCK_TOKENS
-            arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gb * 1024**3)
-        else:
-            arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
-            arguments["tensor_parallel_size"] = options.tensor_parallel_size
-        if options.max_adapters:
-            # Slots fill from the first. On a CPU a request without an adapter, in one batch with
-            # others, is given the last slot's (vllm-project/vllm#48421): that one stays empty.
-            slots = options.max_adapters + int(current_platform.is_cpu())
-            arguments |= {
-                "enable_lora": True,
-                "max_loras": slots,
-                "max_cpu_loras": slots,
-                "max_lora_rank": next(
-                    rank for rank in ADAPTER_RANKS if rank >= options.max_adapter_rank
-                ),
-            }
         # vLLM leaves its sockets where they are, by default in the machine's temporary folder.
         sockets = TemporaryDirectory(prefix="feedloom-vllm-")
         os.environ["VLLM_RPC_BASE_PATH"] = sockets.name
         llm = _LeanAsyncLLM.from_engine_args(
             AsyncEngineArgs(**arguments), stat_loggers=[_LoadRecorder]
         )
-        if current_platform.is_cpu() and options.pin_cores:
+        if cpu and options.pin_cores:
             children = llm.engine_core.resources.engine_manager.processes
             divide(engine=[child.pid for child in children], others=[os.getpid()])
         return cls(llm, options, sockets)

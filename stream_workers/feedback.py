@@ -1,8 +1,8 @@
 """Joins feedback with the result it speaks of, until it is forgotten. A reducer that counts.
 
-The table around it is in ``app``. Either side may come first. Whenever a result and new feedback
-meet, the merged example of all feedback so far is given out; it replaces the older one under the
-same key. Once somebody asked to forget a request, nothing is kept of it but that.
+The agents around it are in ``join_agents``. Either side may come first. Whenever a result and new
+feedback meet, the merged example of all feedback so far is given out; it replaces the older one
+under the same key. Once somebody asked to forget a request, nothing is kept of it but that.
 
 A principal has one rating, one score and one edit of an answer: the newest. What is kept of an
 answer is bounded, so that nobody makes its state, which is written anew with each word, grow
@@ -16,12 +16,8 @@ from collections.abc import Iterable
 import msgspec
 
 from infra.contracts.codec import Headers
-from infra.contracts.events import (
-    FeedbackExample,
-    FeedbackForgotten,
-    FeedbackReceived,
-    GenerationResult,
-)
+from infra.contracts.events.feedback import FeedbackExample, FeedbackForgotten, FeedbackReceived
+from infra.contracts.events.generation import GenerationResult
 from observability.instruments import ARM, FEEDBACK, FEEDBACK_KIND, OUTCOME
 
 _KINDS = ("rating", "score", "edited_text", "pair", "comment")

@@ -7,23 +7,20 @@ record and the request's offset together. When ``run`` raises, the request has n
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
-from opentelemetry.util.types import AttributeValue
 
 from infra.contracts.bus import Record
 from infra.contracts.catalogue import REQUESTS_BATCH
 from infra.contracts.codec import DEADLINE_HEADER, decode, header
 from infra.contracts.errors import ContractError, MalformedRecord, RequestRefused
-from infra.contracts.events import (
+from infra.contracts.events.generation import (
     FinishReason,
     GenerationCancellation,
     GenerationChunk,
@@ -31,12 +28,7 @@ from infra.contracts.events import (
     GenerationRequest,
     GenerationResult,
 )
-from observability.generation import (
-    captures_content,
-    content_attributes,
-    request_attributes,
-    span_name,
-)
+from observability.generation import span_name
 from observability.messaging import REQUEST_ID, processing
 from observability.tracing import fail, is_recording, past, span
 from stream_workers.coalescer import BATCH, ChunkDraft, Coalescer, crowding
@@ -49,8 +41,9 @@ from stream_workers.engine import (
     EngineGenerateError,
     EngineOutput,
 )
-from stream_workers.progress import Answer, Progress, measure, result_of
+from stream_workers.progress import Answer, Progress, asked, measure, note, result_of
 from stream_workers.routing import Route
+from stream_workers.running import Running, RunningRequests
 from stream_workers.shadow import Shadow
 
 MAX_MOVES = 100
@@ -129,28 +122,6 @@ class Resumption:
     versions: tuple[str, ...]
 
 
-@dataclass
-class _Running:
-    """``stop``: why it must end. Only the wait for the engine is cut short, never a send."""
-
-    request: GenerationRequest
-    stop: FinishReason | None = None
-    waiting: asyncio.Task[object] | None = None
-    cut: bool = False
-
-    def reason(self) -> FinishReason | None:
-        """Why it must end, if it must."""
-        return self.stop
-
-    def interrupt(self, reason: FinishReason) -> None:
-        """End the generation now, or before its next wait."""
-        if self.stop is None:
-            self.stop = reason
-        if self.waiting is not None and not self.cut:
-            self.cut = True
-            self.waiting.cancel()
-
-
 class RequestHandler(Generic[R]):
     """Many requests at once in one event loop.
 
@@ -178,10 +149,7 @@ class RequestHandler(Generic[R]):
         self._shadow = shadow
         self._now_ms = now_ms
         self._monotonic_s = monotonic_s
-        self._running: dict[int, _Running] = {}
-        self._ids: dict[str, set[int]] = {}
-        self._number = 0
-        self._cancellations: OrderedDict[str, int] = OrderedDict()
+        self._running = RunningRequests(options.cancellations)
         self.chunk_interval_s = options.chunk_interval_s
         self.chunk_max_tokens = options.chunk_max_tokens
 
@@ -224,14 +192,7 @@ class RequestHandler(Generic[R]):
 
     def cancel(self, event: GenerationCancellation) -> None:
         """Stop the request if it runs, or as soon as it comes, if it was created before."""
-        self._cancellations[event.request_id] = event.created_at_ms
-        self._cancellations.move_to_end(event.request_id)
-        if len(self._cancellations) > self._options.cancellations:
-            self._cancellations.popitem(last=False)
-        for number in self._ids.get(event.request_id, ()):
-            running = self._running[number]
-            if self._is_cancelled(running.request):
-                running.interrupt("cancelled")
+        self._running.cancel(event)
 
     async def run(
         self,
@@ -279,32 +240,13 @@ class RequestHandler(Generic[R]):
         resumption: Resumption | None,
         on_first_token: Callable[[float], None] | None,
     ) -> Ended[R]:
-        number = self._number = self._number + 1
-        running = self._running[number] = _Running(request)
-        if self._is_cancelled(request):
-            running.stop = "cancelled"
-        timer = None
+        left_s = None
         if prepared.deadline_ms is not None:
             left_s = max(0.0, (prepared.deadline_ms - self._now_ms()) / 1000)
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(left_s, running.interrupt, "deadline_exceeded")
-        self._ids.setdefault(request.request_id, set()).add(number)
-        try:
-            gather = BATCH if prepared.record.topic == REQUESTS_BATCH.name else 1
-            progress = Progress(epoch, gather, on_first_token=on_first_token)
+        gather = BATCH if prepared.record.topic == REQUESTS_BATCH.name else 1
+        progress = Progress(epoch, gather, on_first_token=on_first_token)
+        with self._running.enter(request, left_s) as running:
             return await self._answer(prepared, request, running, receiving, progress, resumption)
-        finally:
-            if timer is not None:
-                timer.cancel()
-            del self._running[number]
-            ids = self._ids[request.request_id]
-            ids.discard(number)
-            if not ids:
-                del self._ids[request.request_id]
-
-    def _is_cancelled(self, request: GenerationRequest) -> bool:
-        at = self._cancellations.get(request.request_id)
-        return at is not None and at >= request.created_at_ms
 
     def _expired(self, prepared: Prepared) -> bool:
         return prepared.deadline_ms is not None and self._now_ms() >= prepared.deadline_ms
@@ -313,7 +255,7 @@ class RequestHandler(Generic[R]):
         self,
         prepared: Prepared,
         request: GenerationRequest,
-        running: _Running,
+        running: Running,
         receiving: Span,
         progress: Progress,
         resumption: Resumption | None,
@@ -355,7 +297,7 @@ class RequestHandler(Generic[R]):
         self,
         prepared: Prepared,
         request: GenerationRequest,
-        running: _Running,
+        running: Running,
         progress: Progress,
         resumption: Resumption | None,
     ) -> tuple[FinishReason, GenerationError | None]:
@@ -424,7 +366,7 @@ class RequestHandler(Generic[R]):
         self,
         prepared: Prepared,
         request: GenerationRequest,
-        running: _Running,
+        running: Running,
         progress: Progress,
     ) -> FinishReason:
         route = progress.route = self._route(request)
@@ -438,7 +380,7 @@ class RequestHandler(Generic[R]):
         with span(
             _TRACER,
             span_name(request),
-            attributes=_asked(request, progress) if is_recording() else None,
+            attributes=asked(request, progress) if is_recording() else None,
         ) as generating:
             stream = cast(
                 AsyncGenerator[EngineOutput, None],
@@ -453,7 +395,7 @@ class RequestHandler(Generic[R]):
             reason: FinishReason | None = None
             async with aclosing(stream):
                 while True:
-                    output = await self._next(stream, running)
+                    output = await running.next(stream)
                     if output is None:
                         break
                     if isinstance(output, str):
@@ -469,7 +411,7 @@ class RequestHandler(Generic[R]):
             reason = reason or progress.answers[min(progress.answers)].reason
             assert reason is not None
             if generating.is_recording():
-                _note(generating, prepared, request, progress, reason)
+                note(generating, request, progress, reason, prepared.prompt_tokens)
         return reason
 
     async def _take(
@@ -527,28 +469,6 @@ class RequestHandler(Generic[R]):
                 prepared, request, progress, index, draft, final=index == last
             )
 
-    @staticmethod
-    async def _next(
-        stream: AsyncGenerator[EngineOutput, None], running: _Running
-    ) -> EngineOutput | FinishReason | None:
-        """The next delta, ``None`` at the end, or why there is none."""
-        reason = running.reason()
-        if reason is not None:
-            return reason
-        task = running.waiting = asyncio.current_task()
-        assert task is not None
-        try:
-            return await anext(stream)
-        except StopAsyncIteration:
-            return None
-        except asyncio.CancelledError:
-            # Ours, unless somebody else cancelled the task as well.
-            if not running.cut or task.uncancel() > 0:
-                raise
-            return running.reason()
-        finally:
-            running.waiting = None
-
     async def _publish_chunk(
         self,
         prepared: Prepared,
@@ -576,38 +496,6 @@ class RequestHandler(Generic[R]):
         )
         progress.seq += 1
         progress.delivery = await self._sink.chunk(request, chunk, prepared.record)
-
-
-def _asked(request: GenerationRequest, progress: Progress) -> Mapping[str, AttributeValue]:
-    return {
-        **request_attributes(request),
-        "feedloom.attempt": progress.attempt,
-        "feedloom.resumed_tokens": progress.resumed,
-    }
-
-
-def _note(
-    generating: Span,
-    prepared: Prepared,
-    request: GenerationRequest,
-    progress: Progress,
-    reason: FinishReason,
-) -> None:
-    """What this attempt came to, on its span."""
-    answers = [progress.answers[index] for index in sorted(progress.answers)]
-    generating.set_attributes(
-        {
-            "gen_ai.response.id": request.request_id,
-            "gen_ai.response.model": progress.versions[-1],
-            "gen_ai.response.finish_reasons": [one.reason or reason for one in answers] or [reason],
-            "gen_ai.usage.input_tokens": prepared.prompt_tokens,
-            "gen_ai.usage.output_tokens": progress.tokens,
-            "gen_ai.usage.cache_read.input_tokens": progress.cached,
-        }
-    )
-    if captures_content():
-        answer = "".join(answers[0].text) if answers else ""
-        generating.set_attributes(content_attributes(request, answer))
 
 
 def _can_continue(request: GenerationRequest) -> bool:

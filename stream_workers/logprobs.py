@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from infra.contracts.events import TokenLogprob, TopLogprob
+from infra.contracts.events.generation import TokenLogprob, TopLogprob
 
 IMPOSSIBLE = -9999.0
 """Stands for minus infinity, which JSON lacks; OpenAI's API has it so."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.contracts.events import Arm, ModelVersionPublished, RolloutChanged
+from infra.contracts.events.generation import Arm
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
 from infra.registry.state import RegistryState
 from infra.registry.transitions import refusal
 

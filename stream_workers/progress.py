@@ -1,11 +1,16 @@
-"""What becomes of one request while it runs, and the result that it adds up to. No I/O."""
+"""What becomes of one request while it runs, the result that it adds up to, and what metrics and
+spans are told of both. No I/O.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from infra.contracts.events import (
+from opentelemetry.trace import Span
+from opentelemetry.util.types import AttributeValue
+
+from infra.contracts.events.generation import (
     Completion,
     FinishReason,
     GenerationError,
@@ -15,6 +20,7 @@ from infra.contracts.events import (
     TokenLogprob,
 )
 from observability.generation import PROVIDER as ENGINE
+from observability.generation import captures_content, content_attributes, request_attributes
 from observability.instruments import (
     ARM,
     ERROR_TYPE,
@@ -162,3 +168,36 @@ def measure(result: GenerationResult, duration_s: float) -> None:
     if result.error is not None:
         attributes[ERROR_TYPE] = result.error.code
     REQUEST_DURATION.record(duration_s, attributes)
+
+
+def asked(request: GenerationRequest, progress: Progress) -> Mapping[str, AttributeValue]:
+    """What an attempt begins with, for its span."""
+    return {
+        **request_attributes(request),
+        "feedloom.attempt": progress.attempt,
+        "feedloom.resumed_tokens": progress.resumed,
+    }
+
+
+def note(
+    generating: Span,
+    request: GenerationRequest,
+    progress: Progress,
+    reason: FinishReason,
+    prompt_tokens: int,
+) -> None:
+    """What an attempt came to, on its span."""
+    answers = [progress.answers[index] for index in sorted(progress.answers)]
+    generating.set_attributes(
+        {
+            "gen_ai.response.id": request.request_id,
+            "gen_ai.response.model": progress.versions[-1],
+            "gen_ai.response.finish_reasons": [one.reason or reason for one in answers] or [reason],
+            "gen_ai.usage.input_tokens": prompt_tokens,
+            "gen_ai.usage.output_tokens": progress.tokens,
+            "gen_ai.usage.cache_read.input_tokens": progress.cached,
+        }
+    )
+    if captures_content():
+        answer = "".join(answers[0].text) if answers else ""
+        generating.set_attributes(content_attributes(request, answer))

@@ -20,7 +20,7 @@ from infra.contracts.bus import Bus, Reader, Record, TopicPartition, unread
 from infra.contracts.catalogue import CHUNKS
 from infra.contracts.codec import decode, header
 from infra.contracts.errors import ContractError, RetryableError
-from infra.contracts.events import GenerationChunk
+from infra.contracts.events.generation import GenerationChunk
 from stream_workers.engine import Emitted
 from stream_workers.handler import RequestKey, Resumption
 from stream_workers.offsets import Position

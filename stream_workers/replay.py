@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from infra.contracts.errors import ConfigurationError, RequestRefused
-from infra.contracts.events import ModelVersionPublished
+from infra.contracts.events.model import ModelVersionPublished
 from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore
 from infra.registry.transitions import refusal

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from infra.registry.state import DEFAULT_MODEL, named
+from stream_workers.commands import engine_option
 
 if TYPE_CHECKING:
     from infra.settings import Settings
     from stream_workers.engine import Engine
+    from stream_workers.engines import EngineKind
     from stream_workers.replay import Target
     from stream_workers.replay_past import Answer
 
-EngineKind = Literal["vllm", "memory"]
 Against = Literal["recorded", "stable"]
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -59,13 +60,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the report.  [default: replays/MODEL-VERSION-TIME below the settings' home]",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["vllm", "memory"]),
-    default="vllm",
-    show_default=True,
-    help="memory answers with words of the prompt; it needs no vLLM.",
-)
+@engine_option
 def replay(
     version: str,
     model: str | None,
@@ -171,28 +166,14 @@ def _say(text: str) -> None:
 
 def _engine(kind: EngineKind, settings: Settings, target: Target) -> Engine:
     """As a worker's, but on whatever cores are free, and with room for no more than one adapter."""
-    worker = settings.worker
-    if kind == "memory":
-        from stream_workers.engine_memory import MemoryEngine
-
-        return MemoryEngine(version=target.weights, max_model_len=worker.max_model_len or 2048)
     import os
 
-    # What vLLM has to say belongs beside the progress, not into the summary.
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from stream_workers.engine_vllm import VllmEngine, VllmOptions
+    from stream_workers.engines import build_engine
 
-    return VllmEngine.build(
-        VllmOptions(
-            path=target.path,
-            version=target.weights,
-            max_num_seqs=worker.max_num_seqs,
-            max_model_len=worker.max_model_len,
-            kv_cache_gb=worker.kv_cache_gb,
-            gpu_memory_utilization=worker.gpu_memory_utilization,
-            tensor_parallel_size=worker.tensor_parallel_size,
-            max_adapters=int(target.adapter is not None),
-            max_adapter_rank=worker.max_adapter_rank,
-        )
-    )
+    if kind == "vllm":
+        # What it has to say belongs beside the progress, not into the summary.
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    room = {"max_adapters": int(target.adapter is not None), "pin_cores": False}
+    worker = settings.worker.model_copy(update=room)
+    return build_engine(kind, worker, path=target.path, version=target.weights)

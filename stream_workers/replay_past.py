@@ -18,7 +18,8 @@ from infra.contracts.bus import Bus, read_since
 from infra.contracts.catalogue import EXAMPLES, REQUESTS, REQUESTS_BATCH, RESULTS
 from infra.contracts.codec import decode
 from infra.contracts.errors import ContractError
-from infra.contracts.events import FeedbackExample, GenerationRequest, GenerationResult
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import GenerationRequest, GenerationResult
 
 HELD = 10
 """Requests that are held for each one that is wanted: what is skipped is known only later."""

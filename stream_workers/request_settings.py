@@ -8,7 +8,7 @@ import msgspec
 
 from infra.contracts.config_sections import SamplingConfig, TenantConfig
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import GenerationRequest
+from infra.contracts.events.generation import GenerationRequest
 
 _BUILT_IN = SamplingConfig()
 _FIELDS = tuple(field.name for field in msgspec.structs.fields(SamplingConfig))

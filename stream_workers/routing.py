@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.contracts.config_sections import Participation
-from infra.contracts.events import Arm, Assignment, GenerationRequest, Unit
+from infra.contracts.events.generation import Arm, Assignment, GenerationRequest
+from infra.contracts.events.model import Unit
 from infra.rollouts.assignment import draw, unit_of
 
 

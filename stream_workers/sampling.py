@@ -1,4 +1,4 @@
-"""Ranges that every engine refuses alike."""
+"""What of a request's sampling parameters every engine refuses alike. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import SamplingParameters, StructuredOutput
+from infra.contracts.events.generation import SamplingParameters, StructuredOutput
 
 MAX_COMPLETIONS = 64
 MAX_BEAMS = 16

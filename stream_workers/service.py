@@ -11,14 +11,13 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from aiokafka.errors import KafkaError
 
 from infra import heap
-from infra.contracts.bus import Bus, Publisher, RecordPosition, TopicPartition
+from infra.contracts.bus import Bus
 from infra.contracts.catalogue import (
     CANCELLATIONS,
     CHUNKS,
@@ -27,23 +26,19 @@ from infra.contracts.catalogue import (
     REQUESTS,
     REQUESTS_BATCH,
     RESULTS,
-    SHADOW,
-    WORKERS,
 )
-from infra.contracts.codec import decode, encode, event_headers
+from infra.contracts.codec import decode
 from infra.contracts.errors import ConfigurationError, ContractError, FatalError, FeedloomError
-from infra.contracts.events import (
-    Event,
+from infra.contracts.events.generation import (
     GenerationCancellation,
     GenerationRequest,
-    ShadowCompared,
-    WorkerStatusReported,
 )
 from infra.kafka.topics import replicas
 from infra.registry.client import RegistryWatcher
 from infra.registry.store import ArtifactStore
 from infra.registry.workers import WorkersWatcher
 from infra.settings import KafkaSettings, Settings
+from infra.stacks import tell_stacks_when_asked
 from observability.instruments import (
     CONSUMER_LAG,
     ENGINE_ALIVE,
@@ -58,13 +53,17 @@ from observability.instruments import (
 )
 from observability.metrics import is_collecting
 from stream_workers.admission import Scheduler
-from stream_workers.app import FeedbackJoin, aiokafka_options, faust_app
+from stream_workers.app import LazyFlow, LazyProducer, aiokafka_options, faust_app
 from stream_workers.coalescer import crowding
 from stream_workers.configuration import Configuration, config_watcher
 from stream_workers.dispatcher import Dispatcher, DispatchOptions
 from stream_workers.engine import Engine, EngineDead
+from stream_workers.engines import EngineKind, build_engine
+from stream_workers.event_publisher import EventPublisher
 from stream_workers.handler import HandlerOptions, RequestHandler
 from stream_workers.health import HealthServer, Phase, Vitals
+from stream_workers.jobs import Job
+from stream_workers.join_agents import FeedbackJoin
 from stream_workers.lag import PartitionLag
 from stream_workers.outcomes import INTERVAL_S, OutcomeLog
 from stream_workers.plan import version_name
@@ -81,72 +80,11 @@ ENDS_S = 5.0
 """Between two looks at where partitions end, for the lag that operators see."""
 
 _LOG = logging.getLogger(__name__)
-EngineKind = Literal["vllm", "memory"]
 
 
 def default_worker_id() -> str:
     """Unique among the workers of a machine and over its restarts."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-
-
-def build_engine(
-    kind: EngineKind, settings: Settings, path: str, version: str, token_interval_s: float
-) -> Engine:
-    """Blocks the loop for seconds with vLLM: call before joining the group."""
-    worker = settings.worker
-    if kind == "memory":
-        from stream_workers.engine_memory import MemoryEngine
-
-        return MemoryEngine(
-            version=version,
-            max_model_len=worker.max_model_len or 2048,
-            token_interval_s=token_interval_s,
-            max_adapters=worker.max_adapters,
-        )
-    from stream_workers.engine_vllm import VllmEngine, VllmOptions
-
-    return VllmEngine.build(
-        VllmOptions(
-            path=path,
-            version=version,
-            max_num_seqs=worker.max_num_seqs,
-            max_model_len=worker.max_model_len,
-            kv_cache_gb=worker.kv_cache_gb,
-            gpu_memory_utilization=worker.gpu_memory_utilization,
-            tensor_parallel_size=worker.tensor_parallel_size,
-            max_adapters=worker.max_adapters,
-            max_adapter_rank=worker.max_adapter_rank,
-            pin_cores=worker.pin_cores,
-        )
-    )
-
-
-class EventPublisher:
-    """Publishes what a lost record of does little harm, without waiting; a loss is logged."""
-
-    def __init__(self, publisher: Publisher, worker_id: str) -> None:
-        self._publisher = publisher
-        self._source = f"worker/{worker_id}"
-
-    def status(self, status: WorkerStatusReported) -> None:
-        """Which versions this worker has; the next one replaces it."""
-        self._publish(WORKERS.name, status.worker_id, status)
-
-    def shadow(self, compared: ShadowCompared) -> None:
-        """A candidate's answer to a copy."""
-        self._publish(SHADOW.name, compared.request_id, compared)
-
-    def _publish(self, topic: str, key: str, event: Event) -> None:
-        headers = event_headers(event, event_id=str(uuid.uuid4()), source=self._source)
-        future = self._publisher.publish(
-            topic, key=key.encode(), value=encode(event), headers=headers
-        )
-        future.add_done_callback(_log_failure)
-
-
-def _log_failure(future: Future[RecordPosition]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        _LOG.warning("an event of this worker was not published: %s", error)
 
 
 def joint_partitions(bus: Bus) -> int:
@@ -194,6 +132,7 @@ async def run_worker(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    tell_stacks_when_asked(loop)
     options = settings.worker
     worker_id = options.worker_id or default_worker_id()
     async with contextlib.AsyncExitStack() as stack:
@@ -215,7 +154,9 @@ async def run_worker(
         path = await asyncio.to_thread(store.resolve, plan.base)
         base = version_name(plan.base)
         _LOG.info("building the %s engine for %s", kind, base)
-        engine = build_engine(kind, settings, path, base, token_interval_s)
+        engine = build_engine(
+            kind, options, path=path, version=base, token_interval_s=token_interval_s
+        )
         stack.push_async_callback(engine.close)
         failure: asyncio.Future[None] = loop.create_future()
 
@@ -300,14 +241,14 @@ async def run_worker(
             monotonic_s=time.monotonic,
         )
         window = BatchWindow(configuration.batch, time.monotonic())
-        scheduler: Scheduler[Any] = Scheduler(configuration.limits)
+        scheduler: Scheduler[Job] = Scheduler(configuration.limits)
         dispatcher = Dispatcher(
             handler=handler,
             scheduler=scheduler,
             batch=window,
             load=engine.load,
             recover=lambda positions: recover(bus, positions, remember=options.remember_records),
-            flow=_Flow(app),
+            flow=LazyFlow(app),
             on_fatal=fail,
             now_ms=_now_ms,
             options=DispatchOptions(max_queued=options.max_queued),
@@ -369,30 +310,6 @@ async def run_worker(
             outcomes.committed,
             outcomes.transactions,
         )
-
-
-class _Flow:
-    """Faust makes its consumer on start; this looks it up on each call."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    def pause(self, partition: TopicPartition) -> None:
-        self._app.consumer.pause(partition)
-
-    def resume(self, partition: TopicPartition) -> None:
-        self._app.consumer.resume(partition)
-
-
-class LazyProducer:
-    """Faust makes its producer on start; this looks it up on each call."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def send(self, *arguments: Any) -> Any:
-        """As ``sink.Producer.send``."""
-        return await self._app.producer.send(*arguments)
 
 
 def watch(engine: Engine, scheduler: Scheduler[Any], lag: PartitionLag) -> list[Callable[[], None]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from opentelemetry import trace
 
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import (
+from infra.contracts.events.generation import (
     FinishReason,
     GenerationError,
     GenerationRequest,

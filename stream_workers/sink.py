@@ -13,14 +13,9 @@ from opentelemetry import trace
 from infra.contracts.bus import Record
 from infra.contracts.catalogue import CHUNKS, EXAMPLES, RESULTS
 from infra.contracts.codec import Headers, dead_letter_headers, encode, event_headers
-from infra.contracts.events import (
-    Event,
-    FeedbackExample,
-    FeedbackForgotten,
-    GenerationChunk,
-    GenerationRequest,
-    GenerationResult,
-)
+from infra.contracts.events.base import Event
+from infra.contracts.events.feedback import FeedbackExample, FeedbackForgotten
+from infra.contracts.events.generation import GenerationChunk, GenerationRequest, GenerationResult
 from observability.instruments import DEAD_LETTERS, DESTINATION, ERROR_TYPE, MESSAGES_SENT
 from observability.messaging import REQUEST_ID, count_sent, measured, sending
 from observability.propagation import forward, inject

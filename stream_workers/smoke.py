@@ -7,7 +7,7 @@ import math
 import uuid
 
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
 from stream_workers.engine import Engine, EngineGenerateError, SwitchFailed
 
 PROMPT = "The"

@@ -17,12 +17,8 @@ from typing import Literal
 from opentelemetry import trace
 
 from infra.contracts.errors import ConfigurationError, FeedloomError
-from infra.contracts.events import (
-    ModelVersionPublished,
-    RolloutChanged,
-    VersionSwitch,
-    WorkerStatusReported,
-)
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
+from infra.contracts.events.platform import VersionSwitch, WorkerStatusReported
 from infra.registry.client import RegistryWatcher
 from infra.registry.errors import ArtifactRejected
 from infra.registry.store import ArtifactStore

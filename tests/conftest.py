@@ -137,10 +137,11 @@ class Weights:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    import torch
     from peft import PeftModel
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from tests.models import small_llama
 
     root = tmp_path_factory.mktemp("weights")
     tokenizer = Tokenizer(models.BPE())
@@ -156,19 +157,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
     paths = []
     for seed, chat_template in ((1, CHAT_TEMPLATE), (2, None)):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(made),
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                max_position_embeddings=256,
-                eos_token_id=made.eos_token_id,
-                bos_token_id=None,
-            )
+        model = small_llama(
+            len(made),
+            seed=seed,
+            width=64,
+            context=256,
+            eos_token_id=made.eos_token_id,
+            bos_token_id=None,
         )
         path = root / str(seed)
         model.save_pretrained(path)

@@ -25,7 +25,7 @@ from opentelemetry.semconv import attributes as stable
 from opentelemetry.semconv._incubating import attributes as incubating
 
 from observability.instruments import CATALOGUE
-from tests.otlp import Attributes, Metric, MetricKind, Span, SpanKind, Value
+from tests.telemetry import Attributes, Metric, MetricKind, Span, SpanKind, Value
 
 Type = Literal["string", "int", "double", "boolean", "string[]"]
 

@@ -13,22 +13,19 @@ import uvicorn
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Record
-from infra.contracts.events import (
+from infra.contracts.events.base import Event
+from infra.contracts.events.generation import (
     Completion,
-    ConfigChanged,
-    Event,
     GenerationCancellation,
     GenerationChunk,
     GenerationError,
     GenerationRequest,
     GenerationResult,
-    ModelVersionPublished,
-    Role,
-    RolloutChanged,
     TokenLogprob,
     TopLogprob,
-    WorkerStatusReported,
 )
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
+from infra.contracts.events.platform import ConfigChanged, Role, WorkerStatusReported
 from infra.identity.principal import Principal, Unauthenticated
 from infra.settings import GatewaySettings
 from producers.gateway.app import create_app

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.contracts.events import GenerationResult
+from infra.contracts.events.generation import GenerationResult
 
 
 def result(reason: str = "length") -> GenerationResult:

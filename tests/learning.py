@@ -7,7 +7,8 @@ from pathlib import Path
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus
-from infra.contracts.events import FeedbackExample, Lineage, PreferencePair
+from infra.contracts.events.feedback import FeedbackExample, PreferencePair
+from infra.contracts.events.model import Lineage
 from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore
 from infra.settings import BootstrapSettings, KafkaSettings, Settings, TrainerSettings

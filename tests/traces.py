@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from tests.otlp import Link, Span
+from tests.telemetry import Link, Span
 
 ADMITTED = (
     "send generation.requests",

@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import torch
 from torch.nn.functional import logsigmoid
-from torch.nn.utils.rnn import pad_sequence
 
-from trainer.objectives import Batch, following_nats
+from trainer.model import asked
+from trainer.objectives import Batch, following_nats, padded
 from trainer.packing import IGNORED, Block
 
 Objective = Literal["sft", "dpo", "kto"]
@@ -154,17 +154,13 @@ def answer_logps(
     model: Any, answers: Sequence[Answer], *, padding: int, batch_size: int = 16
 ) -> list[float]:
     """Log-probability of each answer given its prompt, summed over its tokens, nats."""
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     found: list[float] = []
-    with torch.inference_mode():
+    with asked(model) as device:
         for start in range(0, len(answers), batch_size):
             rows = rows_of(answers[start : start + batch_size], padding)
             found += logps_of(
                 model, {key: value.to(device) for key, value in rows.items()}
             ).tolist()
-    model.train(training)
     return found
 
 
@@ -214,9 +210,7 @@ def rows_of(answers: Sequence[Answer], padding: int) -> Batch:
         for answer in answers
     ]
     return {
-        "input_ids": pad_sequence(tokens, True, padding),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in tokens], True, 0),
-        "labels": pad_sequence(labels, True, IGNORED),
+        **padded(tokens, labels, padding),
         "reference": torch.tensor([answer.reference for answer in answers]),
     }
 

@@ -91,6 +91,25 @@ def _special(shape: Shape) -> dict[str, int]:
     }
 
 
+def _size(shape: Shape) -> dict[str, int]:
+    """By the names that most families have."""
+    return {
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+    }
+
+
+def _gpt_size(shape: Shape) -> dict[str, int]:
+    """By the names of GPT-2, which GPT-J has too."""
+    return {
+        "n_positions": shape.context,
+        "n_embd": shape.width,
+        "n_layer": shape.layers,
+        "n_head": shape.heads,
+    }
+
+
 def _gated(width: int) -> int:
     """8/3 of the width, rounded up to a multiple of 64 (Touvron et al. 2023)."""
     return -(-8 * width // 3 // 64) * 64
@@ -103,13 +122,11 @@ def _llama(shape: Shape) -> Any:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=shape.vocabulary,
-            hidden_size=shape.width,
             intermediate_size=_gated(shape.width),
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
             num_key_value_heads=shape.heads,
             max_position_embeddings=shape.context,
             tie_word_embeddings=True,
+            **_size(shape),
             **_special(shape),
         )
     )
@@ -121,14 +138,11 @@ def _gpt2(shape: Shape) -> Any:
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=shape.vocabulary,
-            n_positions=shape.context,
-            n_embd=shape.width,
-            n_layer=shape.layers,
-            n_head=shape.heads,
             # Text is seen about once: nothing is there to overfit, and half the kernels go.
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
+            **_gpt_size(shape),
             **_special(shape),
         )
     )
@@ -140,11 +154,8 @@ def _gptj(shape: Shape) -> Any:
     return GPTJForCausalLM(
         GPTJConfig(
             vocab_size=shape.vocabulary,
-            n_positions=shape.context,
-            n_embd=shape.width,
-            n_layer=shape.layers,
-            n_head=shape.heads,
             rotary_dim=shape.width // shape.heads // 2,
+            **_gpt_size(shape),
             **_special(shape),
         )
     )
@@ -156,11 +167,9 @@ def _gpt_neox(shape: Shape) -> Any:
     return GPTNeoXForCausalLM(
         GPTNeoXConfig(
             vocab_size=shape.vocabulary,
-            hidden_size=shape.width,
             intermediate_size=4 * shape.width,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
             max_position_embeddings=shape.context,
+            **_size(shape),
             **_special(shape),
         )
     )
@@ -190,12 +199,10 @@ def _bert(shape: Shape) -> Any:
     return BertForMaskedLM(
         BertConfig(
             vocab_size=shape.vocabulary + 1,
-            hidden_size=shape.width,
             intermediate_size=4 * shape.width,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
             max_position_embeddings=shape.context,
             pad_token_id=shape.padding,
+            **_size(shape),
         )
     )
 
@@ -206,12 +213,10 @@ def _roberta(shape: Shape) -> Any:
     return RobertaForMaskedLM(
         RobertaConfig(
             vocab_size=shape.vocabulary + 1,
-            hidden_size=shape.width,
             intermediate_size=4 * shape.width,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
             # Its positions begin behind the padding's id.
             max_position_embeddings=shape.context + shape.padding + 1,
+            **_size(shape),
             **_special(shape),
         )
     )

@@ -20,7 +20,8 @@ import msgspec
 from opentelemetry import trace
 
 from infra.contracts.bus import Bus
-from infra.contracts.events import Lineage
+from infra.contracts.events.model import Lineage
+from infra.cores import available
 from infra.files import whole_file
 from infra.registry.client import read_registry
 from infra.registry.store import ArtifactStore
@@ -116,12 +117,11 @@ def _prepare_text(settings: Settings, step: Step, *, force: bool) -> None:
     prompts = settings.home / "demo" / "prompts.jsonl"
     if prompts.is_file() and shard_paths(settings.shards / "heldout") and not force:
         return
-    workers = max(1, len(os.sched_getaffinity(0)))
     with span(_TRACER, "feedloom.pile.prepare", parent=()):
         corpus = assemble(
             collect(
                 settings.bootstrap.corpus_mb,
-                workers=workers,
+                workers=len(available()),
                 progress=lambda done, total: step("text of this machine", done, total),
             )
         )

@@ -73,7 +73,7 @@ def register(directory: Path, model: str, base: str | None, stable: bool) -> Non
     from importlib.metadata import version as package_version
 
     from infra.contracts.errors import ConfigurationError
-    from infra.contracts.events import Lineage
+    from infra.contracts.events.model import Lineage
     from infra.kafka.bus import connect
     from infra.registry.client import read_registry
     from infra.registry.store import ArtifactStore
@@ -149,6 +149,7 @@ def _serve(
 
     from infra.kafka.bus import KafkaBus, resolve_kafka
     from infra.settings import load_settings
+    from infra.stacks import tell_stacks_when_asked
     from observability.setup import configure_telemetry
     from trainer.service import TrainerService
 
@@ -160,6 +161,7 @@ def _serve(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    tell_stacks_when_asked()
     # Answers come first where a worker shares the machine.
     os.nice(5)
     with (

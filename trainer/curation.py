@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from infra.contracts.events import FeedbackExample
+from infra.contracts.events.feedback import FeedbackExample
 from trainer.shares import NOBODY, Claim, Givers, Limit, in_turns, tenant_of, within
 
 MINIMUM_CHARACTERS = 8
@@ -188,7 +188,8 @@ def _by_principal(claims: Iterable[Claim[T]]) -> Counter[str]:
     return Counter(one for claim in claims for one in claim.givers[0])
 
 
-def _givers(example: FeedbackExample) -> Givers:
+def givers_of(example: FeedbackExample) -> Givers:
+    """Who gave it together: all who name no principal are one."""
     return example.principals or (NOBODY,)
 
 
@@ -233,7 +234,7 @@ def _ratings(examples: Sequence[FeedbackExample], dropped: Counter[str]) -> list
         if example.ups or example.downs:
             key = (example.prompt, example.output)
             votes = asked.setdefault(key, _Votes(example.request_id))
-            votes.add(_givers(example), example.ups - example.downs)
+            votes.add(givers_of(example), example.ups - example.downs)
     divided = sum(not votes.outcome for votes in asked.values())
     _count(dropped, "people disagree about an answer", divided)
     return [
@@ -264,7 +265,7 @@ def _completions(
             dropped["too short or too long"] += 1
         elif (example.prompt, target) in found:
             dropped["duplicate"] += 1
-            givers[example.prompt, target].setdefault(_givers(example))
+            givers[example.prompt, target].setdefault(givers_of(example))
         elif (example.prompt, target) in bad:
             dropped["most people rejected it"] += 1
         elif _occurs(target, heldout):
@@ -273,7 +274,7 @@ def _completions(
             found[example.prompt, target] = Completion(
                 request_id=example.request_id, prompt=example.prompt, target=target
             )
-            givers[example.prompt, target].setdefault(_givers(example))
+            givers[example.prompt, target].setdefault(givers_of(example))
     return [
         Claim(item=one, givers=tuple(givers[key]), size=len(one.target))
         for key, one in found.items()
@@ -299,7 +300,7 @@ def _preferences(
                 continue
             one, other = sorted((preferred, rejected))
             votes = asked.setdefault((example.prompt, one, other), _Votes(example.request_id))
-            votes.add(_givers(example), 1 if preferred == one else -1)
+            votes.add(givers_of(example), 1 if preferred == one else -1)
             said.setdefault((example.prompt, preferred, rejected), example.request_id)
     found = []
     for (prompt, preferred, rejected), request_id in said.items():

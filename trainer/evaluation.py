@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from trainer.model import asked
 from trainer.packing import IGNORED, Block
 from trainer.pile import PileRow
 from trainer.tokenizer import text_blocks
@@ -82,17 +83,12 @@ def evaluate(
 
     Raises ValueError when no label is counted.
     """
-    import torch
-
     from trainer.objectives import following_nats, stacked
 
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     nats: list[float] = []
     tokens: list[int] = []
     text_bytes: list[int] = []
-    with torch.inference_mode():
+    with asked(model) as device:
         for start in range(0, len(blocks), batch_size):
             batch = stacked(blocks[start : start + batch_size])
             labels = batch.pop("labels").to(device)
@@ -103,7 +99,6 @@ def evaluate(
                 kept = row[row != IGNORED].tolist()
                 tokens.append(len(kept))
                 text_bytes.append(len(tokenizer.decode(kept, skip_special_tokens=True).encode()))
-    model.train(training)
     if not sum(tokens):
         raise ValueError("there is no held-out token to score")
     return Evaluation(nats=np.array(nats), tokens=np.array(tokens), text_bytes=np.array(text_bytes))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from infra.contracts.config_keys import TrainerConfig
-from infra.contracts.events import GateCheck
+from infra.contracts.config_sections import TrainerConfig
+from infra.contracts.events.model import GateCheck
 from trainer.charts import Chart, Line, number
 from trainer.curation import Curated
 from trainer.evaluation import Evaluation

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from infra.contracts.events import GateCheck, GateDecision
+from infra.contracts.events.model import GateCheck, GateDecision
 
 Array: TypeAlias = npt.NDArray[Any]
 Statistic: TypeAlias = Callable[[npt.NDArray[np.int64]], Array]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trainer.evaluation import held_out_blocks
+from trainer.model import asked
 from trainer.objectives import Batch, Collator, token_nats
 from trainer.packing import IGNORED, Block
 from trainer.pile import PileRow
@@ -54,23 +55,20 @@ def evaluate_sets(
 
     Masks and spans are drawn from ``seed``, so that two models are asked the same.
     """
-    device = next(model.parameters()).device
     total, counted = 0.0, 0
     per_byte = {}
-    training = model.training
-    model.eval()
     torch.manual_seed(seed)
-    for done, (name, found) in enumerate(evaluated.items(), start=1):
-        nats, tokens = 0.0, 0
-        for batch in _batches(found.blocks, batch_size, collate):
-            moved = {key: value.to(device) for key, value in batch.items()}
-            one, number = _nats(model, moved, shifted=likelihood)
-            nats, tokens = nats + one, tokens + number
-        total, counted = total + nats, counted + tokens
-        if likelihood:
-            per_byte[name] = nats / math.log(2) / found.bytes
-        say("evaluation", done, len(evaluated))
-    model.train(training)
+    with asked(model) as device:
+        for done, (name, found) in enumerate(evaluated.items(), start=1):
+            nats, tokens = 0.0, 0
+            for batch in _batches(found.blocks, batch_size, collate):
+                moved = {key: value.to(device) for key, value in batch.items()}
+                one, number = _nats(model, moved, shifted=likelihood)
+                nats, tokens = nats + one, tokens + number
+            total, counted = total + nats, counted + tokens
+            if likelihood:
+                per_byte[name] = nats / math.log(2) / found.bytes
+            say("evaluation", done, len(evaluated))
     return total / counted, counted, per_byte
 
 
@@ -86,8 +84,7 @@ def _nats(model: Any, batch: Batch, *, shifted: bool) -> tuple[float, int]:
     """
     labels = batch["labels"]
     options = {"use_cache": False} if "position_ids" in batch else {}
-    with torch.inference_mode():
-        logits = model(**batch, **options)["logits"]
+    logits = model(**batch, **options)["logits"]
     if shifted:
         logits, labels = logits[:, :-1], labels[:, 1:]
     return float(token_nats(logits, labels).sum()), int((labels != IGNORED).sum())

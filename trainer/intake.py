@@ -18,11 +18,12 @@ from opentelemetry.trace import Link
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Publisher, Record, TopicPartition, catch_up
 from infra.contracts.errors import ContractError
-from infra.contracts.events import FeedbackExample, ModelVersionPublished, OffsetRange
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.model import ModelVersionPublished, OffsetRange
 from infra.registry.state import RegistryState
 from observability.messaging import LINK, links_to
-from trainer.curation import target_of
-from trainer.shares import NOBODY, one_too_many
+from trainer.curation import givers_of, target_of
+from trainer.shares import one_too_many
 from trainer.triggers import LiveWinRate
 
 log = logging.getLogger(__name__)
@@ -253,7 +254,7 @@ class FeedbackIntake:
             self._measuring[example.request_id] = example
             self._link(record, example, "heldout")
             if len(self._measuring) > self._keep:
-                held = {name: one.principals or (NOBODY,) for name, one in self._measuring.items()}
+                held = {name: givers_of(one) for name, one in self._measuring.items()}
                 goes = one_too_many(held)
                 del self._measuring[goes]
                 self._links.pop(goes, None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from infra.contracts.errors import ConfigurationError
 from trainer.alignment import Pair, answer_logps, answer_of
 from trainer.curation import Completion, Preference
+from trainer.model import asked
 from trainer.tokenizer import encode_all, padding_of
 
 ANSWER_TOKENS = 64
@@ -32,14 +32,6 @@ class SafetyPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     category: str
     prompt: str
     banned: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What one version answers: to held-out prompts, and to the safety list."""
-
-    heldout: list[str]
-    safety: list[str]
 
 
 def safety_list(path: Path | None = None) -> list[SafetyPrompt]:
@@ -119,14 +111,11 @@ def generate(
     """
     import torch
 
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     torch.manual_seed(seed)
     found: list[str] = []
     tokens = min(tokens, size // 2)
     padding = padding_of(tokenizer)
-    with torch.inference_mode():
+    with asked(model) as device:
         for start in range(0, len(prompts), batch_size):
             ids = [
                 (each or [tokenizer.eos_token_id])[-(size - tokens) :]
@@ -146,5 +135,4 @@ def generate(
                 use_cache=True,
             )
             found += tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-    model.train(training)
     return found

@@ -1,11 +1,16 @@
-"""The default model: a small Llama, which vLLM serves as it would a large one."""
+"""The embedded model, a small Llama; and any decoder in a folder: loaded, saved, asked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.settings import BootstrapSettings
+
+if TYPE_CHECKING:
+    import torch
 
 
 def build_model(settings: BootstrapSettings, *, vocab_size: int, end: int, padding: int) -> Any:
@@ -42,3 +47,17 @@ def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
     disable_progress_bar()  # of one file, among the caller's own
     model.save_pretrained(str(directory), safe_serialization=True)
     tokenizer.save_pretrained(str(directory))
+
+
+@contextmanager
+def asked(model: Any) -> Iterator[torch.device]:
+    """Neither dropout nor gradients, and the device for inputs; afterwards it is as it was."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)

@@ -49,7 +49,7 @@ from trainer.distributed import STEP_TIMEOUT, Ranks, started_by_launcher
 from trainer.packing import IGNORED, Block
 from trainer.progress import Say
 from trainer.recipe import Recipe
-from trainer.tokens import epoch_order
+from trainer.tokens.reading import epoch_order
 from trainer.training import caching_restored, finite_loss, keep_large_buffers
 
 WITHIN_DOCUMENTS = "feedloom-within-documents"

@@ -71,7 +71,7 @@ class PiecesCollator:
     def __call__(self, blocks: Sequence[Block]) -> Batch:
         rows = [piece for block in blocks for piece in pieces(block)]
         labels = [torch.cat([torch.tensor([IGNORED]), row[1:]]) for row in rows]
-        return _padded(rows, labels, self._padding)
+        return padded(rows, labels, self._padding)
 
 
 class MaskedCollator:
@@ -88,7 +88,7 @@ class MaskedCollator:
     def __call__(self, blocks: Sequence[Block]) -> Batch:
         rows = [piece for block in blocks for piece in pieces(block)]
         masked = [self._masked(row) for row in rows]
-        return _padded([seen for seen, _ in masked], [told for _, told in masked], self._padding)
+        return padded([seen for seen, _ in masked], [told for _, told in masked], self._padding)
 
     def _masked(self, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.rand(len(row)) < MASKED_SHARE
@@ -115,10 +115,9 @@ class SpanCorruptionCollator:
     def __call__(self, blocks: Sequence[Block]) -> Batch:
         rows = [piece for block in blocks for piece in pieces(block) if len(piece) > 1]
         corrupted = [self._corrupted(row) for row in rows]
-        inputs = pad_sequence([one for one, _ in corrupted], True, self._padding)
-        attention = pad_sequence([torch.ones_like(one) for one, _ in corrupted], True, 0)
-        labels = pad_sequence([one for _, one in corrupted], True, IGNORED)
-        return {"input_ids": inputs, "attention_mask": attention, "labels": labels}
+        return padded(
+            [seen for seen, _ in corrupted], [told for _, told in corrupted], self._padding
+        )
 
     def _corrupted(self, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         noise = noise_mask(len(row), limit=len(self._sentinels))
@@ -154,7 +153,8 @@ def _parts(total: int, count: int) -> list[int]:
     return [end - start for start, end in zip([0, *cuts], [*cuts, total], strict=True)]
 
 
-def _padded(rows: list[torch.Tensor], labels: list[torch.Tensor], padding: int) -> Batch:
+def padded(rows: list[torch.Tensor], labels: list[torch.Tensor], padding: int) -> Batch:
+    """[rows, longest], and labels [rows, their longest]; nothing attends to, or counts, padding."""
     return {
         "input_ids": pad_sequence(rows, True, padding),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True, 0),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from trainer.preparation.prepare import Report
+    from trainer.preparation.report import Report
 
 STEP_NAMES = ("language", "gopher-quality", "gopher-repetition", "c4", "pii")
 
@@ -68,10 +68,9 @@ def prepare(
     A source is a file or folder (.jsonl, .jsonl.zst, .jsonl.gz, .parquet), hub:NAME[:SPLIT], or
     "machine": text that is on this machine. What the trainer evaluates on is kept out by itself.
     """
-    import os
-
     from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
+    from infra.cores import available
     from infra.settings import load_settings
     from observability.setup import configure_telemetry
     from trainer.pile import shard_paths
@@ -95,7 +94,7 @@ def prepare(
         heldout_share=heldout,
         max_malformed=max_malformed,
         evaluation={name: paths for name, paths in sets.items() if paths},
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or len(available()),
     )
     with (
         configure_telemetry("feedloom-trainer", settings.telemetry),
@@ -196,19 +195,17 @@ def tokenize(shards: Path, tokenizer: Path, out: Path, size: int, quiet: bool) -
     was broken off goes on where it was.
     """
     from rich.progress import SpinnerColumn, TimeElapsedColumn
-    from transformers import AutoTokenizer
 
     from infra.contracts.errors import ConfigurationError
     from trainer.pile import read_shards, shard_paths
     from trainer.progress import bar
-    from trainer.tokens import write_token_shards
+    from trainer.tokenizer import load_tokenizer
+    from trainer.tokens.writing import write_token_shards
 
     paths = shard_paths(shards)
     if not paths:
         raise ConfigurationError(f"{shards} holds no shard: `feedloom pile prepare` writes them")
-    loaded = AutoTokenizer.from_pretrained(  # nosec B615 # a folder
-        str(tokenizer), local_files_only=True
-    )
+    loaded = load_tokenizer(tokenizer)
     with bar(SpinnerColumn(), TimeElapsedColumn(), quiet=quiet) as say:
         manifest = write_token_shards(
             out,

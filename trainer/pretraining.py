@@ -34,7 +34,8 @@ from trainer.progress import Say
 from trainer.report import REPORT, write_report
 from trainer.run import Run, Scores, load_scores, save_scores
 from trainer.tokenizer import load_tokenizer, train_tokenizer
-from trainer.tokens import TokenShards, write_token_shards
+from trainer.tokens.reading import TokenShards
+from trainer.tokens.writing import write_token_shards
 
 NGRAM = "ngram"
 NGRAM_ORDER = 3
@@ -136,10 +137,8 @@ def _tokenizer(run: Run, train: Sequence[Path]) -> Any:
         return load_tokenizer(run.tokenizer)
     if (run.out / "tokenizer.json").is_file():
         return load_tokenizer(run.out)
-    rows = (
-        row.text for _, row in zip(range(TOKENIZER_DOCUMENTS), read_shards(train), strict=False)
-    )
-    return train_tokenizer(rows, vocab_size=run.vocabulary, context=run.context)
+    texts = (row.text for row in islice(read_shards(train), TOKENIZER_DOCUMENTS))
+    return train_tokenizer(texts, vocab_size=run.vocabulary, context=run.context)
 
 
 def _neural(

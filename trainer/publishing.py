@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.contracts.bus import Publisher
-from infra.contracts.config_keys import RolloutConfig
+from infra.contracts.config_sections import RolloutConfig
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import (
+from infra.contracts.events.model import (
     GateDecision,
     Lineage,
     ModelVersionPublished,

@@ -16,7 +16,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from infra.contracts.config_keys import TrainerConfig
+from infra.contracts.config_sections import TrainerConfig
 from infra.settings import Settings
 from observability.instruments import (
     DROPPED_EXAMPLES,

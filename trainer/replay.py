@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infra.contracts.config_keys import TrainerConfig
-from infra.contracts.events import ModelVersionPublished
+from infra.contracts.config_sections import TrainerConfig
+from infra.contracts.events.model import ModelVersionPublished
 
 MOST = 0.95
 FACTOR = 2.0

@@ -27,7 +27,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from infra.contracts.events import GateDecision
+from infra.contracts.events.model import GateDecision
 from infra.files import whole_file
 from trainer import charts
 from trainer.charts import Chart, Line

@@ -9,7 +9,8 @@ from typing import Any
 import click
 import msgspec
 
-from infra.contracts.config_keys import CATALOGUE, TrainerConfig, Value, parse_value
+from infra.contracts.config_keys import CATALOGUE, Value, parse_value
+from infra.contracts.config_sections import TrainerConfig
 from infra.contracts.errors import ConfigurationError
 from trainer.recipe import read_yaml
 

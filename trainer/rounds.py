@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from infra.contracts.config_keys import TrainerConfig
-from infra.contracts.events import FeedbackExample, GateDecision
+from infra.contracts.config_sections import TrainerConfig
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.model import GateDecision
 from infra.settings import TrainerSettings
 from trainer.adapters import merged, with_adapter
 from trainer.alignment import Material, Pair, Weights, rated_of, with_references

@@ -22,9 +22,11 @@ from opentelemetry.trace import SpanKind
 
 from infra.contracts import catalogue
 from infra.contracts.bus import Bus, Publisher
-from infra.contracts.config_keys import TrainerConfig, Value
+from infra.contracts.config_keys import Value
+from infra.contracts.config_sections import TrainerConfig
 from infra.contracts.errors import FatalError
-from infra.contracts.events import FeedbackExample, Lineage, ModelVersionPublished
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.model import Lineage, ModelVersionPublished
 from infra.files import sha256_of
 from infra.registry.client import RegistryWatcher
 from infra.registry.config import ConfigWatcher

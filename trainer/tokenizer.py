@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer, saved in the form that transformers and vLLM load."""
+"""Tokenizers in the form that transformers and vLLM load: one of our own made, any one used."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from statistics import NormalDist
 
 from croniter import croniter
 
-from infra.contracts.config_keys import TrainerConfig
+from infra.contracts.config_sections import TrainerConfig
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import FeedbackExample
+from infra.contracts.events.feedback import FeedbackExample
 
 CONFIDENCE = 0.95
 

@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from infra.contracts.events import GateCheck, ModelVersionPublished
+    from infra.contracts.events.model import GateCheck, ModelVersionPublished
     from infra.registry.state import RegistryState
 
 
@@ -203,7 +203,8 @@ def verify(versions: tuple[str, ...]) -> None:
     Exit status 1 if one is missing, changed, of a kind that can run code or cannot be read, or if a
     public key is configured and a version is not signed with its pair.
     """
-    from infra.registry.store import ArtifactRejected, ArtifactStore, ArtifactStoreFailed
+    from infra.registry.errors import ArtifactRejected, ArtifactStoreFailed
+    from infra.registry.store import ArtifactStore
     from infra.settings import load_settings
 
     state = registry_state()

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from infra.contracts.errors import FatalError
-from infra.contracts.events import ModelVersionPublished
+from infra.contracts.events.model import ModelVersionPublished
 from infra.registry.manifest import digest_of
 from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore

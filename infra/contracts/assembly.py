@@ -7,7 +7,7 @@ from its own ``first_token`` on, and nothing of the older run is taken after tha
 
 from __future__ import annotations
 
-from infra.contracts.events import GenerationChunk
+from infra.contracts.events.generation import GenerationChunk
 
 
 class ChunkAssembler:

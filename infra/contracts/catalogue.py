@@ -10,26 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from infra.contracts.events import (
-    AdmissionAsked,
-    AdmissionEnded,
-    ApiKeyChanged,
-    BatchChanged,
-    ConfigChanged,
-    Event,
-    FeedbackExample,
-    FeedbackForgotten,
-    FeedbackReceived,
-    FileChanged,
-    GatewayStatusReported,
+from infra.contracts.events.base import Event
+from infra.contracts.events.feedback import FeedbackExample, FeedbackForgotten, FeedbackReceived
+from infra.contracts.events.gateway import AdmissionAsked, AdmissionEnded, BatchChanged, FileChanged
+from infra.contracts.events.generation import (
     GenerationCancellation,
     GenerationChunk,
     GenerationRequest,
     GenerationResult,
-    ModelVersionPublished,
-    RolloutChanged,
-    RolloutDecided,
     ShadowCompared,
+)
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged, RolloutDecided
+from infra.contracts.events.platform import (
+    ApiKeyChanged,
+    ConfigChanged,
+    GatewayStatusReported,
     WorkerStatusReported,
 )
 

@@ -12,7 +12,8 @@ from typing import TypeVar
 import msgspec
 
 from infra.contracts.errors import MalformedRecord, UnknownEventType, UnsupportedSchemaVersion
-from infra.contracts.events import EVENT_TYPES, SCHEMA_VERSION, AnyEvent, Event
+from infra.contracts.events.base import SCHEMA_VERSION, Event
+from infra.contracts.events.union import EVENT_TYPES, AnyEvent
 
 Headers = Sequence[tuple[str, bytes]]
 E = TypeVar("E", bound=Event)

@@ -27,27 +27,7 @@ from infra.contracts.config_sections import (
     WorkerConfig,
 )
 from infra.contracts.errors import ContractError
-from infra.contracts.events import ConfigChanged
-
-__all__ = [
-    "CATALOGUE",
-    "BatchConfig",
-    "ConfigState",
-    "GatewayConfig",
-    "InvalidSetting",
-    "Refusal",
-    "RolloutConfig",
-    "SamplingConfig",
-    "Setting",
-    "TenantConfig",
-    "TrainerConfig",
-    "Value",
-    "WorkerConfig",
-    "as_json",
-    "parse",
-    "parse_value",
-    "setting",
-]
+from infra.contracts.events.platform import ConfigChanged
 
 MAX_KEY_LENGTH = 256
 Value = bool | int | float | str

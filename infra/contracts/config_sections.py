@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from infra.contracts.events import Unit
+from infra.contracts.events.model import Unit
 
 Limit = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]

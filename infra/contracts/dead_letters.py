@@ -16,13 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Literal, Self
 
 from infra.contracts.bus import Record, RecordPosition
 from infra.contracts.catalogue import CATALOGUE, dead_letter_topic
 from infra.contracts.codec import DEAD_LETTER_PREFIX, Headers, header
 from infra.contracts.errors import FeedloomError
+from infra.contracts.moments import utc
 
 PREFIX = "__feedloom.dlq."
 STATE = PREFIX + "state"
@@ -268,11 +268,6 @@ def checked_topic(topic: str) -> str:
 def checked_topics(topic: str | None) -> list[str]:
     """That topic alone, or every source topic. Raises DeadLetterRefused."""
     return list(TOPICS) if topic is None else [checked_topic(topic)]
-
-
-def utc(at_ms: int) -> str:
-    """An epoch in milliseconds as ISO 8601, UTC, whole seconds."""
-    return datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _is_settlement(record: Record) -> bool:

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from infra.contracts.catalogue import CATALOGUE, EVER, TopicSpec, all_topics
-from infra.contracts.events import EVENT_TYPES, SCHEMA_VERSION
+from infra.contracts.catalogue import CATALOGUE, EVER, HOUR_MS, TopicSpec, all_topics
+from infra.contracts.events.base import SCHEMA_VERSION
+from infra.contracts.events.union import EVENT_TYPES
 
 REF = "#/components/schemas/{name}"
-HOUR_MS = 3_600_000
 BINDING_VERSION = "0.5.0"
 
 

@@ -13,7 +13,7 @@ from typing import get_args
 
 from infra.contracts.bus import Bus
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import Role
+from infra.contracts.events.platform import Role
 from infra.identity import hashing
 from infra.identity.jwt import token_verifier
 from infra.identity.key_topic import KeysWatcher

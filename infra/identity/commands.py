@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from infra.contracts.events import Role
+from infra.contracts.events.platform import Role
+from infra.text import columns, one_line
 
 if TYPE_CHECKING:
     from infra.contracts.bus import Publisher
-    from infra.contracts.events import ApiKeyChanged
+    from infra.contracts.events.platform import ApiKeyChanged
     from infra.identity.key_topic import KeysWatcher, MadeKey
 
 T = TypeVar("T")
 
-MAX_REASON = 200
+MAX_TEXT = 200
 """Characters of what somebody wrote, in one line of output."""
 MAX_DAYS = 36_500
 
@@ -103,7 +104,7 @@ def rotate(key_id: str, overlap: int) -> None:
 
     The new key is printed, alone, on standard output.
     """
-    from infra.contracts.dead_letters import utc
+    from infra.contracts.moments import utc
     from infra.identity.key_topic import rotate_key
 
     named, ending_ms = _named(key_id), 0
@@ -124,7 +125,7 @@ def rotate(key_id: str, overlap: int) -> None:
 @click.option("--reason", required=True, help="Why; kept with the key.")
 def revoke(key_id: str, reason: str) -> None:
     """Take KEY_ID out of use now and for ever."""
-    from infra.contracts.dead_letters import utc
+    from infra.contracts.moments import utc
     from infra.identity.key_topic import revoke_key
 
     named = _named(key_id)
@@ -162,7 +163,7 @@ def show(tenant: str | None, as_json: bool) -> None:
 
 def _shown(key: ApiKeyChanged, now_ms: int) -> dict[str, Any]:
     """What is told of a key; its hash is not."""
-    from infra.contracts.dead_letters import utc
+    from infra.contracts.moments import utc
     from infra.identity.keys import state_of
 
     def moment(at_ms: int | None) -> str | None:
@@ -184,24 +185,18 @@ def _shown(key: ApiKeyChanged, now_ms: int) -> dict[str, Any]:
     }
 
 
-def _table(shown: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _table(shown: Sequence[dict[str, Any]]) -> list[str]:
     """A header and a line a key, in columns; the reason last, as long as it is."""
-    columns = ("key_id", "tenant", "name", "roles", "models", "state", "expires_at", "reason")
-    rows = [tuple(column.removesuffix("_at").replace("_", " ").upper() for column in columns)]
-    rows += [tuple(_cell(column, key[column]) for column in columns) for key in shown]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        yield "  ".join(cells).rstrip()
+    names = ("key_id", "tenant", "name", "roles", "models", "state", "expires_at", "reason")
+    rows = [tuple(name.removesuffix("_at").replace("_", " ").upper() for name in names)]
+    rows += [tuple(_cell(name, key[name]) for name in names) for key in shown]
+    return columns(rows)
 
 
 def _cell(column: str, value: Any) -> str:
-    """One value as one line that a terminal shows and obeys in nothing."""
     absent = {"expires_at": "never", "models": "all"}
     text = ",".join(value) if isinstance(value, list) else value
-    text = text or absent.get(column, "-")
-    text = text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return one_line(text or absent.get(column, "-"), MAX_TEXT)
 
 
 def _named(key_id: str) -> str:
@@ -216,7 +211,7 @@ def _named(key_id: str) -> str:
 
 
 def _print_once(made: MadeKey) -> None:
-    from infra.contracts.dead_letters import utc
+    from infra.contracts.moments import utc
 
     event = made.event
     until = "never expires" if event.expires_at_ms is None else f"until {utc(event.expires_at_ms)}"

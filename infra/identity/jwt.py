@@ -12,7 +12,7 @@ from typing import Any, get_args
 import jwt
 
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import Role
+from infra.contracts.events.platform import Role
 from infra.identity.jwks import IssuerKeys
 from infra.identity.principal import Principal, Unauthenticated, is_tenant
 from infra.settings import GatewaySettings

@@ -15,7 +15,7 @@ import msgspec
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Publisher, Record, catch_up
 from infra.contracts.errors import ContractError, FeedloomError, RetryableError
-from infra.contracts.events import ApiKeyChanged, Role
+from infra.contracts.events.platform import ApiKeyChanged, Role
 from infra.identity import hashing
 from infra.identity.keys import ApiKey, KeyRing, joined, make_key, state_of
 from infra.identity.principal import is_tenant

@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from infra.contracts.errors import ContractError, FeedloomError
-from infra.contracts.events import ApiKeyChanged
+from infra.contracts.events.platform import ApiKeyChanged
 from infra.identity import hashing
 
 PREFIX = "fl_"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from infra.contracts.errors import FeedloomError, RetryableError
-from infra.contracts.events import Role
+from infra.contracts.events.platform import Role
 
 MAX_TENANT = 128
 

@@ -1,0 +1,1 @@
+"""Kafka: the bus on it, topics, rights and lag there, and the embedded broker."""

@@ -1,83 +1,40 @@
-"""The bus on a real Kafka: ``infra.contracts.bus`` on kafka-python."""
+"""The bus on a real Kafka: ``infra.contracts.bus`` on kafka-python.
+
+What writes to it is in ``infra.kafka.publisher``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaConsumer
 from kafka import TopicPartition as KafkaPartition
-from kafka.errors import (
-    AuthorizationError,
-    KafkaError,
-    KafkaTimeoutError,
-    SaslAuthenticationFailedError,
-    TopicAuthorizationFailedError,
-)
+from kafka.errors import KafkaError, TopicAuthorizationFailedError
 from kafka.structs import OffsetAndMetadata
 
-from infra.contracts.bus import Partitions, Record, RecordPosition, TopicPartition, wanted
-from infra.contracts.codec import Headers
+from infra.contracts.bus import Partitions, Record, TopicPartition, wanted
 from infra.contracts.errors import ConfigurationError, FeedloomError, RetryableError
 from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.connection import (
     access_refused,
     admin_client,
     client_options,
-    login_refused,
     permitted,
     reachable,
 )
 from infra.kafka.credentials import Credentials
+from infra.kafka.publisher import KafkaPublisher, idempotent_producer
 from infra.settings import KafkaSettings, Settings
 from observability.instruments import ERROR_TYPE, MESSAGING_OPERATION_DURATION
-from observability.messaging import count_polled, count_sent, measured
+from observability.messaging import count_polled, measured
 
-LINGER_MS = 2
-MAX_BLOCK_MS = 30_000
-DELIVERY_TIMEOUT_MS = 120_000
-METADATA_TIMEOUT_MS = 15_000
 FETCH_MAX_WAIT_MS = 500
 """The broker answers a fetch at once when there is anything, and after this when there is not: an
 idle reader costs two fetches a second, and a gateway has a dozen of them."""
-
-
-class DeliveryFailed(RetryableError):
-    """The broker did not take a record; the message says why. Published again it may succeed."""
-
-
-def idempotent_producer(
-    settings: KafkaSettings, *, client_id: str, linger_ms: int = LINGER_MS
-) -> KafkaProducer:
-    """Its retries neither lose nor duplicate. Raises ConfigurationError: no broker answers."""
-    with reachable(settings):
-        return KafkaProducer(
-            **client_options(settings),
-            client_id=client_id,
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=linger_ms,
-            max_block_ms=MAX_BLOCK_MS,
-            delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-        )
-
-
-def write_failure(settings: KafkaSettings, topic: str, error: BaseException) -> FeedloomError:
-    """What a producer's error means: DeliveryFailed, or AccessRefused or LoginRefused, which no
-    retry mends. ``topic`` as the catalogue names it.
-    """
-    if isinstance(error, AuthorizationError):
-        # One record that the broker does not allow ends an idempotent producer of kafka-python:
-        # what else it was to write fails for that one's topic, which the error names.
-        (refused,) = error.args if isinstance(error, TopicAuthorizationFailedError) else ("",)
-        name = refused if isinstance(refused, str) and refused else settings.topic_prefix + topic
-        return access_refused(settings, f"write topic {name}", error)
-    if isinstance(error, SaslAuthenticationFailedError):
-        return login_refused(settings, error)
-    return DeliveryFailed(f"{topic}: {type(error).__name__}: {error}")
 
 
 class KafkaBus:
@@ -135,29 +92,15 @@ class KafkaBus:
 
     def end_offsets(self, topic: str) -> Mapping[TopicPartition, int]:
         """The offset after the last committed record of each partition."""
-        consumer = self._consumer(None, "earliest")
-        try:
-            asked = [
-                KafkaPartition(self._settings.topic_prefix + topic, partition)
-                for partition in self._partitions(consumer, topic)
-            ]
+        with self._asking(topic) as (consumer, asked):
             ends = consumer.end_offsets(asked)
-        finally:
-            consumer.close()
         return {TopicPartition(topic, found.partition): end for found, end in ends.items()}
 
     def offsets_since(self, topic: str, timestamp_ms: int) -> Mapping[TopicPartition, int]:
         """The first offset written at or after a moment; the end where there is none."""
-        consumer = self._consumer(None, "earliest")
-        try:
-            asked = [
-                KafkaPartition(self._settings.topic_prefix + topic, partition)
-                for partition in self._partitions(consumer, topic)
-            ]
+        with self._asking(topic) as (consumer, asked):
             found = consumer.offsets_for_times(dict.fromkeys(asked, timestamp_ms))
             ends = consumer.end_offsets(asked)
-        finally:
-            consumer.close()
         return {
             TopicPartition(topic, each.partition): (
                 ends[each] if found.get(each) is None else found[each].offset
@@ -178,6 +121,16 @@ class KafkaBus:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _asking(self, topic: str) -> Iterator[tuple[Any, list[Any]]]:
+        """A consumer for a question about a topic, and the topic's partitions."""
+        consumer = self._consumer(None, "earliest")
+        try:
+            name = self._settings.topic_prefix + topic
+            yield consumer, [KafkaPartition(name, one) for one in self._partitions(consumer, topic)]
+        finally:
+            consumer.close()
 
     def _consumer(self, group: str | None, start: str) -> Any:
         with reachable(self._settings):
@@ -215,69 +168,6 @@ class KafkaBus:
             raise access_refused(
                 self._settings, f"read topic {name}", TopicAuthorizationFailedError()
             )
-
-
-class KafkaPublisher:
-    """See :class:`infra.contracts.bus.Publisher`."""
-
-    def __init__(self, producer: Any, settings: KafkaSettings) -> None:
-        self._producer = producer
-        self._settings = settings
-        self._prefix = settings.topic_prefix
-        self._closed = False
-
-    def publish(
-        self,
-        topic: str,
-        *,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers = (),
-        partition: int | None = None,
-    ) -> Future[RecordPosition]:
-        """Enqueue. The future ends on the client's thread.
-
-        Its error is DeliveryFailed, or AccessRefused or LoginRefused, which no retry mends.
-        """
-        future: Future[RecordPosition] = Future()
-        began = perf_counter()
-
-        def written(metadata: Any) -> None:
-            count_sent(topic, perf_counter() - began)
-            future.set_result(RecordPosition(topic, metadata.partition, metadata.offset))
-
-        def failed(error: BaseException) -> None:
-            failure = write_failure(self._settings, topic, error)
-            count_sent(topic, perf_counter() - began, error=failure)
-            future.set_exception(failure)
-
-        try:
-            pending = self._producer.send(
-                self._prefix + topic,
-                key=key,
-                value=value,
-                headers=list(headers),
-                partition=partition,
-            )
-        except (KafkaError, AssertionError) as error:
-            failed(error)
-            return future
-        pending.add_callback(written)
-        pending.add_errback(failed)
-        return future
-
-    def flush(self, timeout_s: float | None = None) -> None:
-        """Wait for everything published so far. Raises ``TimeoutError``."""
-        try:
-            self._producer.flush(timeout=timeout_s)
-        except KafkaTimeoutError as error:
-            raise TimeoutError(f"records are still unsent after {timeout_s} s") from error
-
-    def close(self) -> None:
-        """Flush and disconnect."""
-        if not self._closed:
-            self._closed = True
-            self._producer.close(timeout=DELIVERY_TIMEOUT_MS / 1000)
 
 
 class KafkaReader:

@@ -25,8 +25,9 @@ from infra.contracts.dead_letters import (
     settlement_headers,
 )
 from infra.contracts.errors import FeedloomError, RetryableError
-from infra.kafka.bus import DELIVERY_TIMEOUT_MS, KafkaBus, resolve_kafka
+from infra.kafka.bus import KafkaBus, resolve_kafka
 from infra.kafka.connection import client_options, reachable
+from infra.kafka.publisher import DELIVERY_TIMEOUT_MS
 from infra.settings import KafkaSettings, Settings
 
 CLIENT_ID = "feedloom-dlq"

@@ -216,7 +216,7 @@ def _summary(letters: Sequence[Letter]) -> str:
 
 def _table(letters: Sequence[Letter], *, states: bool) -> Iterator[str]:
     """A header and a line a letter, in columns. FROM: partition/offset on the source topic."""
-    from infra.contracts.dead_letters import utc
+    from infra.contracts.moments import utc
 
     rows = [("ID", *(["STATE"] if states else []), "WHEN", "FROM", "BYTES", "ERROR", "MESSAGE")]
     rows += [
@@ -246,7 +246,7 @@ def _or_dash(number: int | None) -> str:
 
 
 def _json(letter: Letter) -> dict[str, object]:
-    from infra.contracts.dead_letters import utc
+    from infra.contracts.moments import utc
 
     fields = {**asdict(letter), "id": str(letter.id), "topic": letter.id.topic}
     fields |= {"dlq_partition": letter.id.partition, "dlq_offset": letter.id.offset}
@@ -255,7 +255,7 @@ def _json(letter: Letter) -> dict[str, object]:
 
 
 def _details(letter: Letter, record: Record) -> Iterator[str]:
-    from infra.contracts.dead_letters import utc
+    from infra.contracts.moments import utc
 
     place = f"partition {_or_dash(letter.source_partition)}, offset "
     yield f"letter     {letter.id}"

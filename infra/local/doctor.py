@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Literal
 
 from infra.contracts import catalogue
 from infra.contracts.errors import FeedloomError
+from infra.files import free_bytes
 from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.bus import connect, resolve_kafka
 from infra.kafka.java import find_java
@@ -80,7 +80,7 @@ def _java(settings: Settings) -> Finding:
 
 def _disk(settings: Settings) -> Finding:
     settings.home.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(settings.home).free / GIB
+    free = free_bytes(settings.home) / GIB
     return Finding(
         check="disk",
         verdict="ok" if free >= NEEDED_DISK_GIB else "failed",

@@ -5,7 +5,6 @@ Why it and not another, with what it takes: docs/adr/0020. Nothing of it is impo
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import socket
@@ -18,6 +17,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from infra.contracts.errors import ConfigurationError, FatalError
+from infra.files import sha256_of
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements" / "traces.txt"
 HOST = "127.0.0.1"
@@ -107,7 +107,7 @@ class TraceUi:
                 f"the trace UI is pinned in {self._requirements}, which is not there: run from a "
                 "checkout of the project"
             )
-        wanted = hashlib.sha256(self._requirements.read_bytes()).hexdigest()
+        wanted = sha256_of(self._requirements)
         stamp = self._root / "installed"
         if stamp.is_file() and stamp.read_text() == wanted:
             return

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus
 from infra.contracts.errors import ContractError, FatalError
-from infra.contracts.events import ModelVersionPublished, RolloutChanged, WorkerStatusReported
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
+from infra.contracts.events.platform import WorkerStatusReported
 
 
 class PlatformSilent(FatalError):

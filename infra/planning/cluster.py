@@ -71,9 +71,7 @@ class Cluster:
     worker: Worker
     pace: Pace
     workers: int
-    workers_needed: float
     gateways: int
-    gateway_cpu_s: float
     gateway_scan: float
     partitions: int
     needs: tuple[Need, ...]
@@ -221,9 +219,7 @@ def plan_cluster(
         worker=worker,
         pace=at_peak,
         workers=workers,
-        workers_needed=rate / worker.most,
         gateways=gateways,
-        gateway_cpu_s=cpu_s,
         gateway_scan=scan,
         partitions=partitions,
         needs=reasons,

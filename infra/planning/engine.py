@@ -159,7 +159,6 @@ class Pace:
     itl_s: float
     ttft_s: float
     duration_s: float
-    prefill_share: float
 
 
 def pace(engine: Engine, workload: Workload, sequences: float, overhead_s: float) -> Pace:
@@ -187,7 +186,6 @@ def pace(engine: Engine, workload: Workload, sequences: float, overhead_s: float
         itl_s=itl,
         ttft_s=ttft,
         duration_s=ttft + (output - 1) * itl,
-        prefill_share=share,
     )
 
 

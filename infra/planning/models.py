@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -110,15 +111,15 @@ def load_model(named: str, *, weights: str | None = None, cache: str | None = No
 
     ``weights`` and ``cache`` override the number formats. Raises ConfigurationError.
     """
-    presets = _presets()
-    if named in presets:
-        return _shape(named, presets[named], presets[named]["source"], weights, cache)
+    known = presets()
+    if named in known:
+        return _shape(named, known[named], known[named]["source"], weights, cache)
     path = Path(named)
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
         raise ConfigurationError(
-            f"no model {named!r}: give a path to a config.json or one of {', '.join(presets)}"
+            f"no model {named!r}: give a path to a config.json or one of {', '.join(known)}"
         )
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -130,13 +131,9 @@ def load_model(named: str, *, weights: str | None = None, cache: str | None = No
     return _shape(path.parent.name or str(path), config, str(path), weights, cache)
 
 
-def preset_names() -> tuple[str, ...]:
-    """What ``--model`` accepts besides paths."""
-    return tuple(_presets())
-
-
 @cache
-def _presets() -> dict[str, dict[str, Any]]:
+def presets() -> Mapping[str, Mapping[str, Any]]:
+    """The fields of each model that ``--model`` accepts besides paths, by its name."""
     text = files(__package__).joinpath(PRESETS).read_text("utf-8")
     return tomllib.loads(text)
 
@@ -156,7 +153,7 @@ def _check_family(config: dict[str, Any], path: Path) -> None:
 
 
 def _shape(
-    name: str, config: dict[str, Any], source: str, weights: str | None, cache: str | None
+    name: str, config: Mapping[str, Any], source: str, weights: str | None, cache: str | None
 ) -> ModelShape:
     def need(field: str) -> int:
         value = config.get(field)

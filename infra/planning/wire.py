@@ -18,13 +18,10 @@ import msgspec
 
 from infra.contracts import codec
 from infra.contracts.codec import Headers
-from infra.contracts.events import (
-    AdmissionAsked,
-    AdmissionEnded,
-    Event,
-    FeedbackExample,
-    FeedbackReceived,
-    GatewayStatusReported,
+from infra.contracts.events.base import Event
+from infra.contracts.events.feedback import FeedbackExample, FeedbackReceived
+from infra.contracts.events.gateway import AdmissionAsked, AdmissionEnded
+from infra.contracts.events.generation import (
     GenerationCancellation,
     GenerationChunk,
     GenerationRequest,
@@ -33,6 +30,9 @@ from infra.contracts.events import (
     SamplingParameters,
     ShadowCompared,
     Timings,
+)
+from infra.contracts.events.platform import (
+    GatewayStatusReported,
     VersionSwitch,
     WorkerStatusReported,
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from infra.contracts.catalogue import REGISTRY
-from infra.contracts.events import ModelVersionPublished
+from infra.contracts.events.model import ModelVersionPublished
 from infra.recovery.errors import BackupRejected
 from infra.recovery.snapshot import Backup, SavedRecord
 from infra.recovery.taking import versions

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infra.text import columns
+
 if TYPE_CHECKING:
     from infra.recovery.places import Place
     from infra.recovery.restoring import Plan
@@ -113,7 +115,7 @@ def verify(
 @_endpoint
 def show(source: str, endpoint_url: str | None) -> None:
     """Say what is in the backup SRC, and where the files are that are not."""
-    from infra.contracts.dead_letters import utc
+    from infra.contracts.moments import utc
     from infra.settings import load_settings
 
     found, place, signature = _read(load_settings(), source, endpoint_url)
@@ -152,7 +154,7 @@ def restore(
     has finished, it writes nothing. What is written is read back and compared; exit status 1 if
     anything differs.
     """
-    from infra.contracts.dead_letters import utc
+    from infra.contracts.moments import utc
     from infra.kafka.bus import KafkaBus, resolve_kafka
     from infra.kafka.topics import apply_catalogue, missing_topics
     from infra.recovery.restoring import compare, execute, plan_restore
@@ -279,7 +281,5 @@ def _print_plan(plan: Plan) -> None:
 
 def _print_columns(rows: Sequence[Sequence[str]]) -> None:
     """The first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        click.echo("  ".join([first.ljust(widths[0]), *cells]))
+    for line in columns(rows, right=range(1, len(rows[0]))):
+        click.echo(line)

@@ -16,17 +16,14 @@ from infra.contracts import codec
 from infra.contracts.catalogue import CONFIG, KEYS, REGISTRY, ROLLOUTS, TopicSpec
 from infra.contracts.config_keys import ConfigState, InvalidSetting
 from infra.contracts.errors import ContractError
-from infra.contracts.events import (
-    ApiKeyChanged,
-    ConfigChanged,
-    Event,
-    ModelVersionPublished,
-    RolloutChanged,
-)
+from infra.contracts.events.base import Event
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
+from infra.contracts.events.platform import ApiKeyChanged, ConfigChanged
 from infra.identity.keys import KeyRing
 from infra.recovery.scope import compacts
 from infra.recovery.snapshot import SavedRecord
 from infra.registry.state import RegistryState
+from infra.text import one_line
 
 E = TypeVar("E", bound=Event)
 
@@ -164,6 +161,4 @@ def _difference(was: Event | bytes | None, is_now: Event | bytes | None) -> str:
 
 
 def _line(text: str) -> str:
-    """What somebody wrote, as a piece of one line that a terminal shows and obeys in nothing."""
-    shown = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown)
+    return one_line(text, MAX_TEXT)

@@ -11,7 +11,9 @@ from typing import TypeVar
 from infra.contracts import codec
 from infra.contracts.catalogue import BATCHES, FILES, REGISTRY, ROLLOUTS
 from infra.contracts.errors import ContractError
-from infra.contracts.events import BatchChanged, Event, FileChanged, RolloutChanged
+from infra.contracts.events.base import Event
+from infra.contracts.events.gateway import BatchChanged, FileChanged
+from infra.contracts.events.model import RolloutChanged
 from infra.recovery.placing import newest
 from infra.recovery.snapshot import Backup
 from infra.recovery.taking import versions

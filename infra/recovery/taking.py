@@ -13,7 +13,7 @@ from infra.contracts import codec
 from infra.contracts.bus import Bus
 from infra.contracts.catalogue import REGISTRY
 from infra.contracts.errors import ContractError
-from infra.contracts.events import ModelVersionPublished
+from infra.contracts.events.model import ModelVersionPublished
 from infra.recovery import scope
 from infra.recovery.reading import TIMEOUT_S, read_whole
 from infra.recovery.snapshot import (

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from kafka.errors import KafkaError
 
-from infra.kafka.bus import DELIVERY_TIMEOUT_MS, idempotent_producer, write_failure
+from infra.kafka.publisher import DELIVERY_TIMEOUT_MS, idempotent_producer, write_failure
 from infra.recovery.snapshot import SavedRecord
 from infra.settings import KafkaSettings
 

@@ -14,7 +14,8 @@ from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Publisher, RecordPosition, catch_up
 from infra.contracts.codec import Headers
 from infra.contracts.errors import ContractError, RetryableError
-from infra.contracts.events import Event, ModelVersionPublished, RolloutChanged
+from infra.contracts.events.base import Event
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
 from infra.registry.state import RegistryState
 from observability.messaging import LINK, links_to, send_attributes
 from observability.propagation import carried, inject

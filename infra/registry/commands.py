@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from infra.text import columns, one_line
+
 if TYPE_CHECKING:
     from infra.contracts.bus import Bus, Publisher
     from infra.contracts.config_keys import ConfigState, Refusal
-    from infra.contracts.events import ConfigChanged
+    from infra.contracts.events.platform import ConfigChanged
     from infra.registry.config import ConfigWatcher
     from infra.registry.config_history import PastChange
 
@@ -142,28 +144,25 @@ def revert(key: str, to: int | None, reason: str) -> None:
     )
 
 
-def _table(changes: Sequence[PastChange], *, keys: bool) -> Iterator[str]:
+def _table(changes: Sequence[PastChange], *, keys: bool) -> list[str]:
     """A header and a line a change, in columns; the reason last, as long as it is."""
-    from infra.contracts.dead_letters import utc
+    from infra.contracts.moments import utc
 
-    rows = [("REVISION", "TIME", "ACTOR", "KEY", "VALUE", "OUTCOME", "REASON")]
+    named = ["KEY"] if keys else []
+    rows = [("REVISION", "TIME", "ACTOR", *named, "VALUE", "OUTCOME", "REASON")]
     rows += [
         (
             str(past.event.revision),
             utc(min(past.event.changed_at_ms, LATEST_MS)),
             _line(past.event.actor or "-"),
-            _line(past.event.key),
+            *([_line(past.event.key)] if keys else []),
             _line(past.event.value),
             past.outcome,
             _line(past.event.reason),
         )
         for past in changes
     ]
-    columns = [index for index in range(len(rows[0])) if keys or rows[0][index] != "KEY"]
-    widths = [max(len(row[index]) for row in rows) for index in columns]
-    for row in rows:
-        cells = [row[index].ljust(width) for index, width in zip(columns, widths, strict=True)]
-        yield "  ".join(cells).rstrip()
+    return columns(rows)
 
 
 def _publish(key: str, json_text: str, reason: str) -> None:
@@ -218,9 +217,7 @@ def _state() -> ConfigState:
 
 
 def _line(text: str) -> str:
-    """What somebody wrote, as one line that a terminal shows and obeys in nothing."""
-    shown = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown)
+    return one_line(text, MAX_TEXT)
 
 
 def _text(value: object) -> str:

@@ -7,7 +7,7 @@ Of a key compaction keeps the newest change only. What a writer is about to repl
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 from uuid import uuid4
 
@@ -18,7 +18,7 @@ from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Publisher, Record, catch_up
 from infra.contracts.config_keys import ConfigState, InvalidSetting, Value, parse, setting
 from infra.contracts.errors import ContractError, RetryableError
-from infra.contracts.events import ConfigChanged
+from infra.contracts.events.platform import ConfigChanged
 from infra.registry.client import ACKNOWLEDGE_TIMEOUT_S, send
 from observability.instruments import CONFIG_REFUSED
 from observability.messaging import send_attributes
@@ -44,11 +44,6 @@ class ConfigWatcher:
         self.state = ConfigState(defaults)
         self._bus = bus
         self._reader = bus.reader([TOPIC])
-        self._callbacks: list[Callable[[ConfigState], None]] = []
-
-    def on_change(self, callback: Callable[[ConfigState], None]) -> None:
-        """Call back after every poll that changed something, in the thread that polls."""
-        self._callbacks.append(callback)
 
     def poll(self, timeout_s: float) -> list[str]:
         """Take in what came; returns the keys that changed, in order.
@@ -70,9 +65,6 @@ class ConfigWatcher:
             else:
                 if key is not None:
                     changed.append(key)
-        if changed:
-            for callback in self._callbacks:
-                callback(self.state)
         return changed
 
     def _apply(self, record: Record) -> str | None:

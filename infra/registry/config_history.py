@@ -14,11 +14,11 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.contracts import codec
 from infra.contracts.bus import Bus, Publisher, Record, catch_up
 from infra.contracts.config_keys import ConfigState, InvalidSetting, parse
-from infra.contracts.errors import ContractError, FeedloomError
-from infra.contracts.events import ConfigChanged
+from infra.contracts.errors import FeedloomError
+from infra.contracts.events.platform import ConfigChanged
+from infra.contracts.reading import readable
 from infra.registry.config import HISTORY, TOPIC, ConfigWatcher, publish_config
 
 log = logging.getLogger(__name__)
@@ -129,12 +129,8 @@ def _events(bus: Bus, topic: str, key: str | None) -> list[ConfigChanged]:
     for record in records:
         if record.value is None or (key is not None and record.key_text != key):
             continue
-        try:
-            event = codec.decode(record.value, ConfigChanged)
-        except ContractError as error:
-            log.warning("unreadable record on %s at %d: %s", topic, record.offset, error)
-            continue
-        if event.key == record.key_text:
+        event = readable(record, ConfigChanged, log)
+        if event is not None and event.key == record.key_text:
             found.append(event)
     return found
 

@@ -13,9 +13,11 @@ import msgspec
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Record, catch_up
 from infra.contracts.errors import ContractError
-from infra.contracts.events import FeedbackExample, FeedbackForgotten, ModelVersionPublished
+from infra.contracts.events.feedback import FeedbackExample, FeedbackForgotten
+from infra.contracts.events.model import ModelVersionPublished
+from infra.registry.errors import ArtifactRejected
 from infra.registry.state import RegistryState
-from infra.registry.store import ArtifactRejected, ArtifactStore
+from infra.registry.store import ArtifactStore
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from infra.contracts.events import ArtifactFile
+from infra.contracts.events.model import ArtifactFile
 from infra.files import sha256_of
 from infra.registry.errors import ArtifactRejected
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
-from infra.contracts.events import Unit
+from infra.contracts.events.model import Unit
 from infra.registry.state import DEFAULT_MODEL, named
 from infra.registry.workers import SILENT_MS
 
 if TYPE_CHECKING:
-    from infra.contracts.config_keys import RolloutConfig
-    from infra.contracts.events import RolloutChanged, WorkerStatusReported
+    from infra.contracts.config_sections import RolloutConfig
+    from infra.contracts.events.model import RolloutChanged
+    from infra.contracts.events.platform import WorkerStatusReported
     from infra.registry.state import RegistryState
 
 

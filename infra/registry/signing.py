@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import ArtifactFile
+from infra.contracts.events.model import ArtifactFile
 from infra.registry.errors import ArtifactRejected
 from infra.registry.manifest import SIGNATURE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.contracts.events import ModelVersionPublished, RolloutChanged
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
 
 DEFAULT_MODEL = "default"
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from infra.contracts.events import ModelVersionPublished
+from infra.contracts.events.model import ModelVersionPublished
 from infra.files import free_bytes, sync
 from infra.registry.errors import ArtifactRejected, ArtifactStoreFailed
 from infra.registry.manifest import (
@@ -26,8 +26,6 @@ from infra.registry.manifest import (
 from infra.registry.remote import RemoteStore
 from infra.registry.signing import PUBLIC_KEY_SETTING, Signer, Verifier
 from infra.settings import ArtifactStoreSettings
-
-__all__ = ["ArtifactRejected", "ArtifactStore", "ArtifactStoreFailed", "digest_of", "manifest_of"]
 
 HUB_SCHEME = "hf"
 DIGEST_LENGTH = 16

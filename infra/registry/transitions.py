@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import GateDecision, ModelVersionPublished, RolloutChanged, Unit
+from infra.contracts.events.model import GateDecision, ModelVersionPublished, RolloutChanged, Unit
 from infra.registry.state import RegistryState
 
 Stage = Literal[
@@ -78,6 +78,15 @@ def _learnt(version: ModelVersionPublished) -> bool:
 def base_of(version: ModelVersionPublished) -> str | None:
     """The full version whose weights it needs: its own, or an adapter's base."""
     return version.version if version.kind == "full" else version.base
+
+
+def rollout_of(state: RegistryState, model: str) -> RolloutChanged:
+    """The rollout of a model. Raises IllegalTransition: no version of it serves."""
+    current = state.rollout(model)
+    if current is None:
+        models = ", ".join(one for one in state.models() if state.rollout(one)) or "none"
+        raise IllegalTransition(f"no version of {model!r} serves; models that do: {models}")
+    return current
 
 
 def promoted(
@@ -139,7 +148,7 @@ def tried(
     ``weight``: the share of units, above 0 and at most 1. A change of weight alone goes on with
     the experiment; anything else begins a new one. Raises IllegalTransition.
     """
-    target, current = _servable(state, model, version), _rollout(state, model)
+    target, current = _servable(state, model, version), rollout_of(state, model)
     name = f"{model}@{version}"
     if not 0 < weight <= 1:
         raise IllegalTransition(f"a weight is above 0 and at most 1, not {weight:g}")
@@ -183,7 +192,7 @@ def rolled_back(
 
     Raises IllegalTransition.
     """
-    current = _rollout(state, model)
+    current = rollout_of(state, model)
     if current.candidate is not None:
         stable, retired, gone = current.stable, current.retired, current.candidate
     elif current.retired:
@@ -210,7 +219,7 @@ def pinned(
     state: RegistryState, model: str, *, pin: bool, now_ms: int, actor: str, reason: str
 ) -> RolloutChanged:
     """Keep the stable version whatever the trainer publishes, or let it go. IllegalTransition."""
-    current = _rollout(state, model)
+    current = rollout_of(state, model)
     if current.pinned == pin:
         raise IllegalTransition(
             f"{model} is {'pinned' if pin else 'not pinned'} already ({_why(current)})"
@@ -278,14 +287,6 @@ def _changed(
         reason=reason,
         **changes,
     )
-
-
-def _rollout(state: RegistryState, model: str) -> RolloutChanged:
-    current = state.rollout(model)
-    if current is None:
-        models = ", ".join(one for one in state.models() if state.rollout(one)) or "none"
-        raise IllegalTransition(f"no version of {model!r} serves; models that do: {models}")
-    return current
 
 
 def _known(state: RegistryState, model: str, version: str) -> ModelVersionPublished:

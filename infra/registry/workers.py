@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from infra.contracts import catalogue, codec
+from infra.contracts import catalogue
 from infra.contracts.bus import Bus, Record, catch_up
-from infra.contracts.errors import ContractError
-from infra.contracts.events import WorkerStatusReported
+from infra.contracts.events.platform import WorkerStatusReported
+from infra.contracts.reading import readable
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,8 @@ class WorkersWatcher:
         if record.value is None:
             self.reports.pop(record.key_text, None)
             return
-        try:
-            report = codec.decode(record.value, WorkerStatusReported)
-        except ContractError as error:
-            log.warning("unreadable record on %s: %s", record.where, error)
-        else:
+        report = readable(record, WorkerStatusReported, log)
+        if report is not None:
             self.reports[report.worker_id] = report
 
     def live(self, model: str, *, now_ms: int, silent_ms: int) -> set[str]:

@@ -1,0 +1,1 @@
+"""Canaries and shadows: what they show, and what is decided of them."""

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from sys import intern
 from typing import Literal, NamedTuple, get_args
 
-from infra.contracts.events import Arm, ArmFigures, FeedbackExample, GenerationResult
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import Arm, GenerationResult
+from infra.contracts.events.model import ArmFigures
 from infra.rollouts.sequential import Moments
 
 Metric = Literal["rating", "score", "edit"]
@@ -124,7 +126,7 @@ class Arms:
         return self._label(request_id, _FORGOTTEN)
 
     def summary(self, arm: Arm) -> ArmSummary:
-        """All that a decision needs of one arm.
+        """All that a decision needs of one arm. Of feedback, that which counts: see ``per_user``.
 
         Takes a few microseconds for each answer with feedback if any came since the last one.
         """
@@ -152,10 +154,6 @@ class Arms:
             edits=edits,
             **moments,
         )
-
-    def figures(self, arm: Arm) -> ArmFigures:
-        """For people. Of feedback, that which counts: see ``per_user``."""
-        return self.summary(arm).figures
 
     def _known(self, request_id: str) -> _Request | None:
         return self._labelled.get(request_id) or self._requests.get(request_id)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from infra.contracts.events import Arm, GenerationRequest, Unit
+from infra.contracts.events.generation import Arm, GenerationRequest
+from infra.contracts.events.model import Unit
 
 _PLACES = 1 << 64
 

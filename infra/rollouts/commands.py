@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from infra.contracts.bus import Bus
-    from infra.contracts.events import RolloutChanged, RolloutDecided
+    from infra.contracts.events.model import RolloutChanged, RolloutDecided
     from infra.registry.state import RegistryState
     from infra.rollouts.policy import Policy
 
@@ -67,6 +67,7 @@ def show(model: str | None) -> None:
     from infra.kafka.bus import connect
     from infra.registry.client import read_registry
     from infra.registry.config import read_config
+    from infra.registry.transitions import rollout_of
     from infra.rollouts.decisions import read_decisions
     from infra.rollouts.observation import policy_of
     from infra.settings import load_settings
@@ -77,7 +78,7 @@ def show(model: str | None) -> None:
         names = [model] if model is not None else _on_trial(state)
         if not names:
             click.echo("nothing is tried: `feedloom models canary VERSION` begins it", err=True)
-        wanted, past = [_rollout(state, name) for name in names], read_decisions(bus)
+        wanted, past = [rollout_of(state, name) for name in names], read_decisions(bus)
         for rollout in wanted:
             decided = [one for one in past if one.model == rollout.model]
             _show(bus, rollout, policy, decided)
@@ -109,16 +110,6 @@ def decisions(model: str | None, limit: int) -> None:
 def _on_trial(state: RegistryState) -> list[str]:
     found = [one for name in state.models() if (one := state.rollout(name)) is not None]
     return [one.model for one in found if one.candidate is not None]
-
-
-def _rollout(state: RegistryState, model: str) -> RolloutChanged:
-    from infra.contracts.errors import ConfigurationError
-
-    found = state.rollout(model)
-    if found is None:
-        known = ", ".join(one for one in state.models() if state.rollout(one)) or "none"
-        raise ConfigurationError(f"no version of {model!r} serves; models that do: {known}")
-    return found
 
 
 def _show(bus: Bus, rollout: RolloutChanged, policy: Policy, past: list[RolloutDecided]) -> None:

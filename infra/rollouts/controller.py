@@ -26,7 +26,8 @@ from opentelemetry.context import Context
 
 from infra.contracts.bus import Bus
 from infra.contracts.errors import RetryableError
-from infra.contracts.events import Arm, ArmFigures, RolloutChanged, RolloutDecided
+from infra.contracts.events.generation import Arm
+from infra.contracts.events.model import ArmFigures, RolloutChanged, RolloutDecided
 from infra.registry.client import RegistryWatcher, RolloutOvertaken, change_rollout
 from infra.registry.config import ConfigWatcher
 from infra.registry.state import RegistryState

@@ -8,10 +8,10 @@ from collections import deque
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
-from infra.contracts import catalogue, codec
+from infra.contracts import catalogue
 from infra.contracts.bus import Bus, Publisher, catch_up
-from infra.contracts.errors import ContractError
-from infra.contracts.events import RolloutDecided
+from infra.contracts.events.model import RolloutDecided
+from infra.contracts.reading import readable
 from infra.registry.client import ACKNOWLEDGE_TIMEOUT_S, send
 from infra.rollouts.policy import Decision, differs
 from observability.messaging import send_attributes
@@ -44,11 +44,8 @@ class DecisionsWatcher:
     def poll(self, timeout_s: float) -> None:
         """Take in what came. A record that cannot be read is logged and passed over."""
         for record in self._reader.poll(timeout_s):
-            try:
-                event = codec.decode(record.value or b"", RolloutDecided)
-            except ContractError as error:
-                log.warning("unreadable record on %s: %s", record.where, error)
-            else:
+            event = readable(record, RolloutDecided, log)
+            if event is not None:
                 self.recent.append(event)
                 self._last[event.model] = event
 

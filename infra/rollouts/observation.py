@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from time import monotonic
 
-from infra.contracts import catalogue, codec
+from infra.contracts import catalogue
 from infra.contracts.bus import Bus, Record, unread
-from infra.contracts.config_keys import RolloutConfig
-from infra.contracts.errors import ContractError, FatalError
-from infra.contracts.events import FeedbackExample, GenerationResult, RolloutChanged
+from infra.contracts.config_sections import RolloutConfig
+from infra.contracts.errors import FatalError
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import GenerationResult
+from infra.contracts.events.model import RolloutChanged
+from infra.contracts.reading import readable
 from infra.rollouts.arms import Arms
 from infra.rollouts.policy import Decision, Policy, decide
 
@@ -77,7 +80,8 @@ class Observation:
         """Take in what came; how many records. ``timeout_s`` is for either topic.
 
         Feedback is read once the results that were there before are: only so much of it can be
-        kept until its result comes. A record that cannot be read is logged and passed over.
+        kept until its result comes. A record that cannot be read is logged and passed over: those
+        who own the topics put it on their dead-letter topics.
         """
         results = self._results.poll(timeout_s)
         for record in results:
@@ -121,34 +125,23 @@ class Observation:
     def _take_result(self, record: Record) -> bool:
         if record.value is None:
             return False
-        try:
-            result = codec.decode(record.value, GenerationResult)
-        except ContractError as error:
-            _pass_over(record, error)
-            return False
-        return self._arms.take_result(result)
+        result = readable(record, GenerationResult, log)
+        return result is not None and self._arms.take_result(result)
 
     def _take_example(self, record: Record) -> bool:
         if record.value is None:
             return self._arms.forget(record.key_text)
-        try:
-            example = codec.decode(record.value, FeedbackExample)
-        except ContractError as error:
-            _pass_over(record, error)
-            return False
-        return self._arms.take_feedback(example)
+        example = readable(record, FeedbackExample, log)
+        return example is not None and self._arms.take_feedback(example)
 
 
 class _Feed:
     """One topic, every partition of it, from a moment on."""
 
     def __init__(self, bus: Bus, topic: str, since_ms: int) -> None:
-        starts, ends = bus.offsets_since(topic, since_ms), bus.end_offsets(topic)
         self._reader = bus.reader([topic])
         try:
-            for where, offset in starts.items():
-                self._reader.seek(where, offset)
-            self._ahead = unread(self._reader, ends)
+            self._ahead = unread(self._reader, self._reader.seek_since(since_ms))
         except BaseException:
             self._reader.close()
             raise
@@ -164,8 +157,3 @@ class _Feed:
 
     def close(self) -> None:
         self._reader.close()
-
-
-def _pass_over(record: Record, error: ContractError) -> None:
-    """Those who own the topics put such records on their dead-letter topics."""
-    log.warning("unreadable record on %s: %s", record.where, error)

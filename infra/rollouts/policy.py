@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.contracts.events import GateCheck, RolloutDecided, Verdict
+from infra.contracts.events.model import GateCheck, RolloutDecided, Verdict
 from infra.rollouts.arms import ArmSummary, Metric
 from infra.rollouts.sequential import (
     FEWEST_UNITS,

@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from infra.contracts import catalogue, codec
+from infra.contracts import catalogue
 from infra.contracts.bus import Bus, read_since
-from infra.contracts.errors import ContractError
-from infra.contracts.events import RolloutChanged, ShadowCompared, Timings
+from infra.contracts.events.generation import ShadowCompared, Timings
+from infra.contracts.events.model import RolloutChanged
+from infra.contracts.reading import readable
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +96,9 @@ def read_shadow(bus: Bus, rollout: RolloutChanged) -> Shadowed:
 
 def _compared(bus: Bus, rollout: RolloutChanged) -> Iterator[ShadowCompared]:
     for record in read_since(bus, catalogue.SHADOW.name, rollout.started_at_ms):
-        try:
-            one = codec.decode(record.value or b"", ShadowCompared)
-        except ContractError as error:
-            log.warning("unreadable record on %s: %s", record.where, error)
-        else:
-            if one.experiment == rollout.experiment:
-                yield one
+        one = readable(record, ShadowCompared, log)
+        if one is not None and one.experiment == rollout.experiment:
+            yield one
 
 
 def _geometric(logs: Iterable[float]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from infra.contracts.dead_letters import utc
-from infra.contracts.events import ArmFigures, GateCheck, RolloutDecided
+from infra.contracts.events.model import ArmFigures, GateCheck, RolloutDecided
+from infra.contracts.moments import utc
 from infra.rollouts.policy import breached, judged
+from infra.text import columns
 
 POINTS = " pt"
 LIMITS = {"outcome": "above", "errors": "at most", "ttft": "at most", "itl": "at most"}
@@ -31,7 +32,7 @@ def figures_lines(event: RolloutDecided) -> list[str]:
             ("time between tokens", lambda arm: _shown(arm.itl_ms, "{:.1f} ms")),
         )
     ]
-    return _columns(rows, right=(1, 2))
+    return columns(rows, right=(1, 2))
 
 
 def checks_lines(event: RolloutDecided) -> list[str]:
@@ -47,7 +48,7 @@ def checks_lines(event: RolloutDecided) -> list[str]:
         )
         for check in event.checks
     ]
-    return _columns(rows, right=(3,))
+    return columns(rows, right=(3,))
 
 
 def verdict_lines(event: RolloutDecided) -> list[str]:
@@ -71,19 +72,7 @@ def decisions_lines(events: Sequence[RolloutDecided], *, models: bool = True) ->
         )
         for event in events
     ]
-    return _columns(rows, right=(3,))
-
-
-def _columns(rows: Sequence[Sequence[str]], *, right: Iterable[int]) -> list[str]:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    flush = set(right)
-    return [
-        "  ".join(
-            cell.rjust(width) if place in flush else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return columns(rows, right=(3,))
 
 
 def _failed(arm: ArmFigures) -> str:

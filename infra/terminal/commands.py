@@ -187,11 +187,11 @@ def _measured(lag: GroupsLag) -> list[GroupReport]:
     """A broker that is asked for a group for the first time makes its log of offsets first, and one
     that changes leaders does not tell: it is asked again for a while.
     """
-    from infra.kafka.lag import LagUnknown
+    from infra.kafka.offsets import OffsetsUnknown
 
     deadline = time.monotonic() + UNKNOWN_FOR_S
     while time.monotonic() < deadline:
-        with suppress(LagUnknown):
+        with suppress(OffsetsUnknown):
             return lag.measure()
         time.sleep(0.5)
     return lag.measure()

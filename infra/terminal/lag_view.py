@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from infra.kafka.partition_lag import LOOK_BACK_S, GroupReport, PartitionLag
+from infra.kafka.commit_times import LOOK_BACK_S
+from infra.kafka.partition_lag import GroupReport, PartitionLag
 
 UNKNOWN = "-"
 

@@ -8,11 +8,12 @@ from contextlib import suppress
 from infra.contracts import catalogue
 from infra.contracts.bus import Bus, catch_up, unread
 from infra.contracts.errors import FatalError
-from infra.kafka.lag import LagUnknown
+from infra.kafka.offsets import OffsetsUnknown
 from infra.kafka.partition_lag import GroupsLag
 from infra.kafka.topic_sizes import TopicSizes
 from infra.settings import Settings
-from infra.terminal.top_model import FOLDED, REQUESTS, Frame, TopModel
+from infra.terminal.top_frame import Frame
+from infra.terminal.top_model import FOLDED, REQUESTS, TopModel
 
 CATCH_UP_S = 30.0
 POLL_S = 0.1
@@ -61,7 +62,7 @@ class TopFeed:
                 for record in records:
                     self.model.apply(record)
         # A broker that changes leaders does not tell; then what was measured last stands.
-        with suppress(LagUnknown):
+        with suppress(OffsetsUnknown):
             self.model.sample(self._lag.measure(), self._letters.measure())
         return self.model.frame(time.time_ns() // 1_000_000)
 

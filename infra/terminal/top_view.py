@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.terminal.lag_view import ago
-from infra.terminal.top_model import ArmRow, Frame, GatewayRow, WorkerRow
+from infra.terminal.top_frame import ArmRow, Frame, GatewayRow, WorkerRow
 
 NONE = "-"
 RIGHT = frozenset(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from infra.terminal.span_sources import REQUEST_ATTRIBUTE
+from infra.terminal.span_sources import REQUEST_ATTRIBUTE, counted
 from infra.terminal.trace_tree import LINK_ATTRIBUTE, Node, Section, Story
 from observability.spans import SpanLink, SpanRecord, Value
 
@@ -132,7 +132,7 @@ def _colours(story: Story) -> dict[str, str]:
 def _heading(section: Section, first: Section) -> Iterator[Text]:
     title = Text(f"{section.role}  ", style="bold")
     title.append(f"trace {section.trace_id}", style="dim")
-    title.append(f"  {_plural(len(section.nodes) + section.left_out, 'span')}", style="dim")
+    title.append(f"  {counted(len(section.nodes) + section.left_out, 'span')}", style="dim")
     title.append(f", {duration(section.end_ns - section.start_ns)}", style="dim")
     yield title
     if section is first:
@@ -228,10 +228,6 @@ def key_attributes(attributes: Mapping[str, Value]) -> str:
 
 def _pairs(attributes: Mapping[str, Value]) -> str:
     return " · ".join(f"{name} {value}" for name, value in attributes.items())
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def duration(ns: int) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from observability.promql import Foreign, Part, Query, equal, label_name, select
+from observability.prometheus_names import Foreign, label_name
+from observability.promql import Part, Query, equal, select
 
 Severity = Literal["page", "ticket"]
 """Somebody is woken, or somebody looks on the next working day."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 from observability.instruments import ERROR_TYPE, REQUEST_MODEL
+from observability.prometheus_names import Foreign
 from observability.promql import (
-    Foreign,
+    INTERVAL,
     Match,
     Query,
     Selector,
@@ -20,11 +22,9 @@ from observability.promql import (
     either,
     increase,
     level,
-    or_zero,
-    rate,
-    ratio,
     select,
     share_above,
+    share_where,
     unlike,
     where_value,
 )
@@ -67,13 +67,9 @@ _REQUESTS = select("gen_ai.server.request.duration")
 _BY = (REQUEST_MODEL,)
 
 
-def failed_share(series: Selector, *, by: Iterable[str] = (), window: str = "") -> Query:
+def failed_share(series: Selector, *, by: Iterable[str] = (), window: str = INTERVAL) -> Query:
     """Share of requests that the platform failed."""
-    by = tuple(by)
-    around = {"window": window} if window else {}
-    every = rate(series, by=by, **around)
-    failed = rate(series.where({ERROR_TYPE: unlike(CALLERS_FAULTS)}), by=by, **around)
-    return ratio(or_zero(failed, every), every)
+    return share_where(series, {ERROR_TYPE: unlike(CALLERS_FAULTS)}, by=by, window=window)
 
 
 def recorded(objective: Objective, window: str) -> Foreign:
@@ -103,14 +99,13 @@ def burn(objective: Objective, window: str, conditions: Mapping[str, Match] | No
 
 def burning(objective: Objective, rates: Iterable[tuple[float, str, str]]) -> Query:
     """Burn rates over a long window, of models where the short window agrees."""
-    found: Query | None = None
-    for factor, long, short in rates:
-        agreed = both(
-            where_value(burn(objective, long), ">", factor),
-            where_value(burn(objective, short), ">", factor),
-        )
-        enough = where_value(increase(_REQUESTS, by=_BY, window=long), ">=", LEAST_REQUESTS)
-        this = both(agreed, enough)
-        found = this if found is None else either(found, this)
-    assert found is not None
-    return found
+    return reduce(either, (_burning(objective, *one) for one in rates))
+
+
+def _burning(objective: Objective, factor: float, long: str, short: str) -> Query:
+    agreed = both(
+        where_value(burn(objective, long), ">", factor),
+        where_value(burn(objective, short), ">", factor),
+    )
+    enough = where_value(increase(_REQUESTS, by=_BY, window=long), ">=", LEAST_REQUESTS)
+    return both(agreed, enough)

@@ -12,14 +12,12 @@ from observability.alerts.objectives import (
     burning,
 )
 from observability.alerts.shared import GATEWAY, WORKER
-from observability.instruments import ERROR_TYPE, REQUEST_MODEL
-from observability.promql import both, increase, like, or_zero, rate, ratio, select, where_value
+from observability.instruments import ERROR_TYPE, REQUEST_MODEL, ROUTE, STATUS
+from observability.promql import both, increase, like, select, share_where, where_value
 
 _REQUESTS = "gen_ai.server.request.duration"
 _TTFT = "gen_ai.server.time_to_first_token"
 _HTTP = "http.server.request.duration"
-_STATUS = "http.response.status_code"
-_ROUTE = "http.route"
 FAILED_SHARE = 0.05
 LEAST_CALLS = 10
 
@@ -151,12 +149,11 @@ _OBJECTIVES: tuple[Alert, ...] = (
 
 
 def _calls(status: str, values: str) -> tuple[str, str]:
-    attributes = {**GATEWAY, _ROUTE: "/v1/completions", _STATUS: status}
+    attributes = {**GATEWAY, ROUTE: "/v1/completions", STATUS: status}
     return given(_HTTP, attributes, values, "count")
 
 
 _CALLS = select(_HTTP)
-_CALL_RATE = rate(_CALLS, by=(_ROUTE,), window="5m")
 
 _GATEWAYS: tuple[Alert, ...] = (
     Alert(
@@ -164,17 +161,11 @@ _GATEWAYS: tuple[Alert, ...] = (
         runbook="gateway-errors",
         query=both(
             where_value(
-                ratio(
-                    or_zero(
-                        rate(_CALLS.where({_STATUS: like("5..")}), by=(_ROUTE,), window="5m"),
-                        _CALL_RATE,
-                    ),
-                    _CALL_RATE,
-                ),
+                share_where(_CALLS, {STATUS: like("5..")}, by=(ROUTE,), window="5m"),
                 ">",
                 FAILED_SHARE,
             ),
-            where_value(increase(_CALLS, by=(_ROUTE,), window="5m"), ">=", LEAST_CALLS),
+            where_value(increase(_CALLS, by=(ROUTE,), window="5m"), ">=", LEAST_CALLS),
         ),
         severity="page",
         summary="Gateways answer with 5xx",
@@ -188,7 +179,7 @@ _GATEWAYS: tuple[Alert, ...] = (
                 at="15m",
                 fires=[
                     Fired(
-                        labels={_ROUTE: "/v1/completions"},
+                        labels={ROUTE: "/v1/completions"},
                         says="20% of the calls of /v1/completions are answered with 5xx.",
                     )
                 ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from observability.alerts.model import Alert, Case, Fired, given
+from observability.alerts.shared import GATEWAY
 from observability.instruments import ACTED, ARM, MODEL, VERDICT, VERSION
 from observability.promql import (
     Query,
@@ -23,8 +24,7 @@ LEAST_CANARY_REQUESTS = 20
 
 def _arm(name: str, arm: str, values: str) -> tuple[str, str]:
     attributes = {
-        "job": "feedloom-gateway",
-        "instance": "g1",
+        **GATEWAY,
         MODEL: "default",
         VERSION: "2" if arm == "candidate" else "1",
         ARM: arm,

@@ -10,9 +10,12 @@ from observability.promql import Query, equal, level, select, unless, where_valu
 WORKER = {"job": "feedloom-worker", "instance": "w1"}
 GATEWAY = {"job": "feedloom-gateway", "instance": "g1"}
 TRAINER = {"job": "feedloom-trainer", "instance": "t1", MODEL: "default"}
+COLLECTOR = {"job": collector.COLLECTOR_JOB, "instance": "c:8888"}
 """Who reports in cases."""
-REACHED = given(collector.UP, {"job": collector.COLLECTOR_JOB, "instance": "c:8888"}, "1x60")
+REACHED = given(collector.UP, COLLECTOR, "1x60")
 """The collector is up all the time."""
+LOST = given(collector.UP, COLLECTOR, "1x5 0x10")
+"""It goes down."""
 
 COLLECTOR_DOWN = where_value(
     level(select(collector.UP, {"job": equal(collector.COLLECTOR_JOB)}), by=("job",), how="min"),

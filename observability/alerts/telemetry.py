@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from observability import collector
 from observability.alerts.model import Alert, Case, Fired, given
-from observability.alerts.shared import COLLECTOR_DOWN, REACHED
-from observability.promql import Query, either, grown, select
+from observability.alerts.shared import COLLECTOR, COLLECTOR_DOWN, LOST, REACHED
+from observability.promql import either, grown, select
 
-
-def _lost() -> Query:
-    found: Query | None = None
-    for source in (*collector.REFUSED.values(), *collector.SEND_FAILED.values()):
-        this = grown(select(source), by=("job",), window="5m")
-        found = this if found is None else either(found, this)
-    assert found is not None
-    return found
+_LOSSES = reduce(
+    either,
+    (
+        grown(select(source), by=("job",), window="5m")
+        for source in (*collector.REFUSED.values(), *collector.SEND_FAILED.values())
+    ),
+)
 
 
 def _refused(values: str) -> tuple[str, str]:
-    return given(
-        collector.REFUSED["spans"],
-        {"job": collector.COLLECTOR_JOB, "instance": "c:8888", "receiver": "otlp"},
-        values,
-    )
+    return given(collector.REFUSED["spans"], {**COLLECTOR, "receiver": "otlp"}, values)
 
 
 ALERTS: tuple[Alert, ...] = (
@@ -38,13 +35,7 @@ ALERTS: tuple[Alert, ...] = (
         cases=(
             Case(
                 name="down",
-                given=[
-                    given(
-                        collector.UP,
-                        {"job": collector.COLLECTOR_JOB, "instance": "c:8888"},
-                        "1x5 0x10",
-                    )
-                ],
+                given=[LOST],
                 at="8m",
                 fires=[
                     Fired(
@@ -60,7 +51,7 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         name="FeedloomCollectorDropping",
         runbook="collector-dropping",
-        query=_lost(),
+        query=_LOSSES,
         severity="ticket",
         summary="The collector refuses or loses telemetry",
         description="{{ $labels.job }} has refused or lost spans or metric points for five "

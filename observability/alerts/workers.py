@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from observability import collector
 from observability.alerts.model import Alert, Case, Fired, given
-from observability.alerts.shared import REACHED, WORKER, gone, seen
+from observability.alerts.shared import LOST, REACHED, WORKER, gone, seen
 from observability.instruments import ERROR_TYPE, MODEL_KIND, OUTCOME
 from observability.promql import either, equal, grown, level, like, missing, select, where_value
 
@@ -97,14 +96,7 @@ ALERTS: tuple[Alert, ...] = (
             ),
             Case(
                 name="nobody reports anything",
-                given=[
-                    given(
-                        collector.UP,
-                        {"job": collector.COLLECTOR_JOB, "instance": "c:8888"},
-                        "1x5 0x10",
-                    ),
-                    _alive("1x5 stale"),
-                ],
+                given=[LOST, _alive("1x5 stale")],
                 at="10m",
             ),
             Case(name="one reports", given=[REACHED, _alive("1x15")], at="10m"),

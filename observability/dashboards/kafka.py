@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from observability import collector
+from observability.alerts.kafka import STALL_S
 from observability.dashboards.panels import Dashboard, Row, Scope, graph, stat
 from observability.dashboards.variables import TOPIC
 from observability.instruments import (
@@ -13,7 +14,7 @@ from observability.instruments import (
     OUTCOME,
     PARTITION,
 )
-from observability.promql import equal, level, or_zero, present, quantile, rate, ratio
+from observability.promql import equal, level, present, quantile, rate, ratio, share_where
 
 _on = Scope((TOPIC,))
 
@@ -39,17 +40,12 @@ DASHBOARD = Dashboard(
                     "Longest stall",
                     "How long the worst partition with lag has not moved.",
                     level(_STALL, how="max"),
-                    limit=120,
+                    limit=STALL_S,
                 ),
                 stat(
                     "Failed operations",
                     "Share of sends, polls and commits that failed.",
-                    ratio(
-                        or_zero(
-                            rate(_OPERATIONS.where({ERROR_TYPE: present()})), rate(_OPERATIONS)
-                        ),
-                        rate(_OPERATIONS),
-                    ),
+                    share_where(_OPERATIONS, {ERROR_TYPE: present()}),
                     limit=0.05,
                 ),
                 stat(
@@ -87,7 +83,7 @@ DASHBOARD = Dashboard(
                     "Stalled",
                     "How long a partition with lag has not seen its committed offset move.",
                     level(_STALL, by=(DESTINATION, PARTITION), how="max"),
-                    limit=120,
+                    limit=STALL_S,
                 ),
                 graph(
                     "Rebalances",

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from observability.promql import Foreign, Match, Query, Selector, chosen, prometheus_name, select
+from observability.prometheus_names import Foreign, prometheus_name
+from observability.promql import Match, Query, Selector, chosen, select
 
 SCHEMA_VERSION = 41
 METRICS = {"type": "prometheus", "uid": "feedloom-prometheus"}

@@ -5,15 +5,18 @@ from __future__ import annotations
 from observability.dashboards.panels import Dashboard, Row, Scope, graph, stat
 from observability.dashboards.variables import MODEL_SERVED, VERSION_CANARY
 from observability.instruments import (
+    ACTED,
+    ALARM,
     ARM,
     ERROR_TYPE,
     MODEL,
     OUTCOME,
     REQUEST_MODEL,
     RESPONSE_MODEL,
+    VERDICT,
     VERSION,
 )
-from observability.promql import equal, level, or_zero, present, quantile, rate, ratio
+from observability.promql import equal, level, present, quantile, rate, ratio, share_where
 
 _VARIABLES = (MODEL_SERVED, VERSION_CANARY)
 _on = Scope(_VARIABLES)
@@ -112,13 +115,7 @@ DASHBOARD = Dashboard(
                 graph(
                     "Failures by arm, now",
                     "Share of requests that ended with an error.",
-                    ratio(
-                        or_zero(
-                            rate(_SERVED.where({ERROR_TYPE: present()}), by=(ARM,)),
-                            rate(_SERVED, by=(ARM,)),
-                        ),
-                        rate(_SERVED, by=(ARM,)),
-                    ),
+                    share_where(_SERVED, {ERROR_TYPE: present()}, by=(ARM,)),
                 ),
                 graph(
                     "First token p95 by arm, now",
@@ -135,13 +132,13 @@ DASHBOARD = Dashboard(
                     "Published decisions a second, by verdict and whether they were carried out.",
                     rate(
                         _on("feedloom.rollout.decisions"),
-                        by=(MODEL, "feedloom.verdict", "feedloom.acted"),
+                        by=(MODEL, VERDICT, ACTED),
                     ),
                 ),
                 graph(
                     "Alarms",
                     "Signs that a candidate pleases without being better: edits, length.",
-                    rate(_on("feedloom.rollout.alarms"), by=(MODEL, "feedloom.alarm")),
+                    rate(_on("feedloom.rollout.alarms"), by=(MODEL, ALARM)),
                 ),
                 graph(
                     "Copies for a candidate",

@@ -10,6 +10,7 @@ from observability.alerts.objectives import (
     burn,
     failed_share,
 )
+from observability.alerts.requests import FAILED_SHARE
 from observability.dashboards.panels import Dashboard, Row, Scope, graph, stat
 from observability.dashboards.variables import MODEL_SERVED, VERSION_SERVED
 from observability.instruments import (
@@ -18,6 +19,8 @@ from observability.instruments import (
     REASON,
     REQUEST_MODEL,
     RESPONSE_MODEL,
+    ROUTE,
+    STATUS,
     TENANT,
     TOKEN_TYPE,
 )
@@ -27,13 +30,12 @@ from observability.promql import (
     equal,
     level,
     like,
-    or_zero,
     present,
     quantile,
     rate,
     rate_of_sum,
-    ratio,
     share_above,
+    share_where,
 )
 
 _VARIABLES = (MODEL_SERVED, VERSION_SERVED)
@@ -43,16 +45,12 @@ _REQUESTS = _on("gen_ai.server.request.duration")
 _TTFT = _on("gen_ai.server.time_to_first_token")
 _ITL = _on("gen_ai.server.time_per_output_token")
 _HTTP = _on("http.server.request.duration")
-_STATUS = "http.response.status_code"
-_ROUTE = "http.route"
 
 
 def _burns(objective: Objective) -> tuple[tuple[str, Query], ...]:
     chosen_models = {REQUEST_MODEL: chosen("model")}
     return tuple((window, burn(objective, window, chosen_models)) for window in ("1h", "6h", "3d"))
 
-
-_5XX = or_zero(rate(_HTTP.where({_STATUS: like("5..")}), by=(_ROUTE,)), rate(_HTTP, by=(_ROUTE,)))
 
 DASHBOARD = Dashboard(
     uid="feedloom-traffic",
@@ -167,18 +165,18 @@ DASHBOARD = Dashboard(
                 graph(
                     "Calls by status",
                     "Calls ended a second. Probes and the console's polling are not counted.",
-                    rate(_HTTP, by=(_STATUS,)),
+                    rate(_HTTP, by=(STATUS,)),
                 ),
                 graph(
                     "5xx share by route",
                     "Share of calls that the platform failed.",
-                    ratio(_5XX, rate(_HTTP, by=(_ROUTE,))),
-                    limit=0.05,
+                    share_where(_HTTP, {STATUS: like("5..")}, by=(ROUTE,)),
+                    limit=FAILED_SHARE,
                 ),
                 graph(
                     "Call duration p95 by route",
                     "To the end of the answer: streams take as long as their last token.",
-                    quantile(0.95, _HTTP, by=(_ROUTE,)),
+                    quantile(0.95, _HTTP, by=(ROUTE,)),
                 ),
                 graph(
                     "Admissions",

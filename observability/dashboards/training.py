@@ -5,7 +5,17 @@ from __future__ import annotations
 from observability.alerts.training import MAX_FORGETTING
 from observability.dashboards.panels import Dashboard, Row, Scope, graph, stat
 from observability.dashboards.variables import MODEL_TRAINED, VERSION_TRAINED
-from observability.instruments import ARCHITECTURE, MODEL, OBJECTIVE, OUTCOME, REASON, VERSION
+from observability.instruments import (
+    ARCHITECTURE,
+    GATE,
+    MODEL,
+    MOMENT,
+    OBJECTIVE,
+    OUTCOME,
+    PILE_STEP,
+    REASON,
+    VERSION,
+)
 from observability.promql import level, quantile, rate
 
 _VARIABLES = (MODEL_TRAINED, VERSION_TRAINED)
@@ -107,7 +117,7 @@ DASHBOARD = Dashboard(
                     "Mean of a token of held-out text, before and after training.",
                     level(
                         _on("feedloom.trainer.heldout.loss"),
-                        by=(MODEL, VERSION, "feedloom.moment"),
+                        by=(MODEL, VERSION, MOMENT),
                         how="avg",
                     ),
                 ),
@@ -134,7 +144,7 @@ DASHBOARD = Dashboard(
                 graph(
                     "Gates",
                     "Verdicts on new versions, by gate: which one holds versions back.",
-                    rate(_on("feedloom.trainer.gates"), by=(MODEL, "feedloom.gate", OUTCOME)),
+                    rate(_on("feedloom.trainer.gates"), by=(MODEL, GATE, OUTCOME)),
                 ),
                 graph(
                     "Round duration p90",
@@ -159,7 +169,7 @@ DASHBOARD = Dashboard(
                 graph(
                     "Pile preparation",
                     "Documents a second, by step and outcome.",
-                    rate(_on("feedloom.pile.documents"), by=("feedloom.pile.step", OUTCOME)),
+                    rate(_on("feedloom.pile.documents"), by=(PILE_STEP, OUTCOME)),
                 ),
             ),
         ),

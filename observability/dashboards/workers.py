@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from observability.dashboards.panels import Dashboard, Row, Scope, graph, stat
 from observability.dashboards.variables import WORKER
-from observability.instruments import ARM, CLASS, ERROR_TYPE, MODEL_KIND, OUTCOME, REASON
+from observability.instruments import (
+    ARM,
+    CLASS,
+    ERROR_TYPE,
+    FEEDBACK_KIND,
+    MODEL_KIND,
+    OUTCOME,
+    REASON,
+)
 from observability.promql import level, mean, present, quantile, rate, ratio
 
 _on = Scope((WORKER,))
@@ -170,7 +178,7 @@ DASHBOARD = Dashboard(
                 graph(
                     "Feedback by kind and arm",
                     "What a canary's decision has to go on.",
-                    rate(_on("feedloom.worker.feedback"), by=("feedloom.feedback.kind", ARM)),
+                    rate(_on("feedloom.worker.feedback"), by=(FEEDBACK_KIND, ARM)),
                     width=12,
                 ),
             ),

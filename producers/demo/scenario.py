@@ -11,7 +11,7 @@ from pathlib import Path
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, read_to_end
-from infra.contracts.events import GenerationResult
+from infra.contracts.events.generation import GenerationResult
 from infra.local.platform import LocalPlatform
 from infra.local.watch import PlatformSilent
 from infra.settings import DemoSettings

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
-from infra.contracts.events import GenerationResult, SamplingParameters
+from infra.contracts.events.generation import GenerationResult, SamplingParameters
 from producers.client import GenerationClient
 from producers.demo.prompts import DemoPrompt
 from producers.handle import GenerationHandle

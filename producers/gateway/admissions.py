@@ -12,7 +12,7 @@ from contextlib import suppress
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Record, RecordPosition, catch_up
 from infra.contracts.errors import ContractError, FeedloomError
-from infra.contracts.events import AdmissionAsked, AdmissionEnded
+from infra.contracts.events.gateway import AdmissionAsked, AdmissionEnded
 from infra.registry.client import send
 from producers.gateway.errors import unavailable
 from producers.gateway.ledger import KEYS_MS, AdmissionLedger, Decision

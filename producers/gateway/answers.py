@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from infra.contracts.events import (
+from infra.contracts.events.generation import (
     Completion,
     FinishReason,
     GenerationChunk,

@@ -145,6 +145,12 @@ ERRORS: Mapping[str, str] = {
 }
 
 
+def request_body(kind: type[Body]) -> dict[str, Any]:
+    """What an operation says of its body, one of ``BODIES``."""
+    schema = _ref(kind.__name__)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def describe(app: FastAPI) -> dict[str, Any]:
     """The document, made once."""
     if app.openapi_schema is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import GenerationError
+from infra.contracts.events.generation import GenerationError
 
 INVALID = "invalid_request_error"
 _TYPES = {
@@ -65,6 +65,13 @@ def invalid(message: str, *, param: str | None = None, code: str | None = None) 
 def not_found(message: str, *, code: str = "not_found") -> ApiError:
     """404; the same for what is not there and for what is another tenant's."""
     return ApiError(404, message, code=code)
+
+
+def unknown_model(model: str) -> ApiError:
+    """404, with where to look."""
+    return not_found(
+        f"there is no model {model!r}; GET /v1/models lists them", code="model_not_found"
+    )
 
 
 def unavailable(message: str, *, code: str, retry_after_s: float = 5.0) -> ApiError:

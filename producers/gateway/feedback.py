@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from infra.contracts import catalogue
 from infra.contracts.bus import Bus
-from infra.contracts.events import FeedbackReceived, PreferencePair
+from infra.contracts.events.feedback import FeedbackReceived, PreferencePair
 from infra.identity.principal import Principal
 from infra.registry.client import send
 from producers.gateway.bodies import FeedbackBody

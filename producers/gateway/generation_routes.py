@@ -12,6 +12,7 @@ from infra.identity.principal import Principal
 from producers.gateway import answers
 from producers.gateway.answers import StreamedAnswer
 from producers.gateway.bodies import ChatBody, CompletionBody
+from producers.gateway.description import request_body
 from producers.gateway.errors import ApiError, invalid
 from producers.gateway.http import (
     GONE,
@@ -19,6 +20,7 @@ from producers.gateway.http import (
     Configured,
     Service,
     body_of,
+    event_ids,
     event_stream,
     json_response,
     starting_after,
@@ -32,20 +34,14 @@ from producers.gateway.token_log import Found
 router = APIRouter(prefix="/v1", tags=["generation"])
 
 
-def _body(kind: type) -> dict[str, Any]:
-    """The request body in the API's description; it is read by ``http.body_of``."""
-    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-@router.post("/chat/completions", openapi_extra=_body(ChatBody))
+@router.post("/chat/completions", openapi_extra=request_body(ChatBody))
 async def create_chat_completion(request: Request, caller: Caller, service: Service) -> Response:
     """Answer a conversation, whole or as a stream of server-sent events."""
     caller.require("caller")
     return await _generate(request, caller, service, await body_of(request, ChatBody), "chatcmpl")
 
 
-@router.post("/completions", openapi_extra=_body(CompletionBody))
+@router.post("/completions", openapi_extra=request_body(CompletionBody))
 async def create_completion(request: Request, caller: Caller, service: Service) -> Response:
     """Continue a prompt, whole or as a stream of server-sent events."""
     caller.require("caller")
@@ -61,6 +57,8 @@ async def _generate(
 ) -> Response:
     asked = question(body)
     after = starting_after(request)
+    # Looked at before anything is asked: a call that is refused must leave nothing behind.
+    numbered = asked.stream and not asked.background and event_ids(request)
     key = request.headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= IDEMPOTENCY_KEY_LIMIT:
         raise invalid(f"an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LIMIT} characters")
@@ -75,6 +73,7 @@ async def _generate(
             call.items,
             answer,
             after=after,
+            numbered=numbered,
             patience_s=service.settings.patience_s,
             headers=headers,
         )
@@ -115,6 +114,7 @@ async def get_request(
         service.follow(found, timeout_s=settings.request_timeout_s),
         answer,
         after=starting_after(request),
+        numbered=event_ids(request),
         patience_s=settings.patience_s,
         headers=headers,
     )

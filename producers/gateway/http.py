@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from infra.contracts.events import GenerationChunk, GenerationResult
+from infra.contracts.events.generation import GenerationChunk, GenerationResult
 from infra.identity.principal import Authenticator, Principal, Unauthenticated
 from infra.settings import GatewaySettings
 from observability.instruments import GATEWAY_UNAUTHENTICATED, REASON
@@ -132,15 +132,17 @@ async def event_stream(
     answer: StreamedAnswer,
     *,
     after: int | None,
+    numbered: bool,
     patience_s: float,
     headers: dict[str, str],
 ) -> Response:
-    """Stream an answer. A failure before the first event is answered with its status.
+    """Stream an answer; ``numbered``: its events carry their numbers, as :func:`event_ids` says.
 
+    A failure before the first event is answered with its status.
     After ``patience_s`` of silence the stream begins all the same, so that the caller's and any
     proxy's time does not run out; from then on a failure is an event.
     """
-    events = _events(items, answer, after=after, numbered=event_ids(request))
+    events = _events(items, answer, after=after, numbered=numbered)
     first = await unless_gone(request, _first(events, patience_s))
     if first is None:
         await cast(Any, events).aclose()

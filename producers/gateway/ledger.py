@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from infra.contracts.events import AdmissionAsked, AdmissionEnded
+from infra.contracts.events.gateway import AdmissionAsked, AdmissionEnded
 
 WINDOW_MS = 60_000
 KEYS_MS = 24 * 3_600_000

@@ -7,8 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from infra.contracts.events import RolloutChanged
+from infra.contracts.events.model import RolloutChanged
 from producers.gateway.bodies import FeedbackBody
+from producers.gateway.description import request_body
 from producers.gateway.errors import invalid, not_found
 from producers.gateway.feedback import GatewayFeedback
 from producers.gateway.http import Caller, Service, body_of, json_response, service_of
@@ -52,18 +53,7 @@ def _model(rollout: RolloutChanged) -> dict[str, Any]:
     }
 
 
-@router.post(
-    "/v1/feedback",
-    tags=["feedback"],
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/FeedbackBody"}}
-            },
-        }
-    },
-)
+@router.post("/v1/feedback", tags=["feedback"], openapi_extra=request_body(FeedbackBody))
 async def give_feedback(request: Request, caller: Caller, service: Service) -> Response:
     """Say what somebody thinks of an answer; it is on the topic when this returns."""
     caller.require("feedback")

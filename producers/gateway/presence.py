@@ -16,7 +16,7 @@ from typing import Literal
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, read_to_end
 from infra.contracts.errors import ContractError, FeedloomError
-from infra.contracts.events import GatewayStatusReported
+from infra.contracts.events.platform import GatewayStatusReported
 from infra.registry.client import send
 from infra.registry.workers import SILENT_MS
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from infra.contracts.config_sections import SamplingConfig
-from infra.contracts.events import ChatMessage, StructuredOutput
+from infra.contracts.events.generation import ChatMessage, StructuredOutput
 from producers.affinity import prefix_key
 from producers.gateway.bodies import ChatBody, CompletionBody, GenerationBody
 from producers.gateway.errors import invalid
@@ -33,12 +33,14 @@ class Question:
     include_usage: bool
     background: bool
     timeout_s: float | None
-    logprobs: bool
 
-    @property
-    def characters(self) -> int:
-        """Of the prompt, or of all messages."""
-        return len(self.prompt) + sum(len(one.content) for one in self.messages)
+    def check_length(self, most: int) -> None:
+        """Raises ApiError 400: prompt, or messages together, have more than ``most`` characters."""
+        found = len(self.prompt) + sum(len(one.content) for one in self.messages)
+        if found > most:
+            raise invalid(
+                f"the prompt has {found} characters; {most} may be", code="prompt_too_long"
+            )
 
     def tokens_at_most(self, defaults: SamplingConfig) -> int:
         """What to reserve of a quota: an estimate for the prompt, the most for the answer."""
@@ -62,12 +64,11 @@ def question(body: ChatBody | CompletionBody) -> Question:
         )
     else:
         prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-    sampling = _sampling(body)
     return Question(
         model=body.model,
         prompt=prompt,
         messages=messages,
-        sampling=sampling,
+        sampling=_sampling(body),
         affinity_key=_affinity(body, messages),
         user=body.user,
         metadata=dict(body.metadata or {}),
@@ -75,7 +76,6 @@ def question(body: ChatBody | CompletionBody) -> Question:
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
         background=bool(body.background),
         timeout_s=body.timeout_s,
-        logprobs="logprobs" in sampling,
     )
 
 

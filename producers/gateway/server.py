@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from infra.kafka.bus import KafkaBus, resolve_kafka
 from infra.kafka.dead_letters import DeadLetters, blank_spans
 from infra.kafka.lag import GroupLag
 from infra.settings import Settings
+from infra.stacks import tell_stacks_when_asked
 from observability.setup import configure_telemetry
 from producers.gateway.app import create_app
 from producers.gateway.console.desk import Console
@@ -97,6 +99,7 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT end the server, a second one at once."""
+        tell_stacks_when_asked(asyncio.get_running_loop())
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:

@@ -12,26 +12,22 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
-
-import msgspec
 
 from infra.contracts.bus import Bus
 from infra.contracts.config_sections import TenantConfig
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import AdmissionAsked, GenerationResult
+from infra.contracts.events.generation import GenerationResult
 from infra.identity.principal import Forbidden, Principal
 from infra.settings import GatewaySettings
 from observability.instruments import GATEWAY_ADMISSIONS, OUTCOME, TENANT, bounded_tenant
 from producers.aio import AsyncGenerationHandle
 from producers.client import GenerationClient
-from producers.gateway import identifiers
+from producers.gateway import identifiers, quotas
 from producers.gateway.admissions import Admissions
 from producers.gateway.delivery import WRITTEN_S, acknowledged
-from producers.gateway.errors import ApiError, invalid, not_found, timed_out, unavailable
+from producers.gateway.errors import ApiError, not_found, timed_out, unavailable, unknown_model
 from producers.gateway.identifiers import Kind, RequestId
-from producers.gateway.ledger import Admitted, Duplicate, Refused
 from producers.gateway.questions import Question
 from producers.gateway.token_log import Item, TokenLog
 from producers.gateway.views import Views
@@ -49,7 +45,6 @@ class Call:
     """One accepted call. ``items`` yields chunks in order, ``None`` in silence, then the result."""
 
     request: RequestId
-    question: Question
     items: AsyncIterator[Item]
     replayed: bool
 
@@ -132,7 +127,7 @@ class GatewayService:
         )
         timeout_s = question.timeout_s or self._settings.request_timeout_s
         limits = self.views.config.tenant(principal.tenant)
-        counted = idempotency_key is not None or _limited(limits)
+        counted = idempotency_key is not None or quotas.limited(limits)
         if counted:
             first = await self._admit(
                 principal, request, question, limits, timeout_s, idempotency_key
@@ -145,10 +140,9 @@ class GatewayService:
         if question.background:
             self._settle(principal, request, handle, counted=counted)
             await acknowledged(written)
-            return Call(request=request, question=question, items=_nothing(), replayed=False)
+            return Call(request=request, items=_nothing(), replayed=False)
         return Call(
             request=request,
-            question=question,
             items=self._live(
                 principal,
                 request,
@@ -194,16 +188,8 @@ class GatewayService:
     def _check(self, principal: Principal, question: Question) -> None:
         principal.require_model(question.model)
         if self.views.registry.rollout(question.model) is None:
-            raise not_found(
-                f"there is no model {question.model!r}; GET /v1/models lists them",
-                code="model_not_found",
-            )
-        if question.characters > self._settings.max_prompt_characters:
-            raise invalid(
-                f"the prompt has {question.characters} characters; "
-                f"{self._settings.max_prompt_characters} may be",
-                code="prompt_too_long",
-            )
+            raise unknown_model(question.model)
+        question.check_length(self._settings.max_prompt_characters)
         if self.views.fault is not None or not self._client.alive:
             raise unavailable("this gateway has lost its connection to Kafka", code="broker_gone")
         if not self.views.serving(question.model):
@@ -231,33 +217,17 @@ class GatewayService:
     ) -> RequestId | None:
         """``None``: it may run. Otherwise the request that has its key."""
         decision = await self._admissions.ask(
-            AdmissionAsked(
-                tenant=principal.tenant,
-                request_id=request.text,
+            quotas.asking(
+                principal.tenant,
+                request,
+                question,
+                limits,
                 tokens=question.tokens_at_most(self.views.config.sampling),
-                lease_ms=int(1000 * (timeout_s + LEASE_MARGIN_S)),
-                requests_per_minute=limits.requests_per_minute,
-                tokens_per_minute=limits.tokens_per_minute,
-                concurrent_requests=limits.concurrent_requests,
-                idempotency_key=None if key is None else _digest(key.encode()),
-                fingerprint=None if key is None else _fingerprint(request.kind, question),
+                lease_s=timeout_s + LEASE_MARGIN_S,
+                key=key,
             )
         )
-        match decision:
-            case Admitted():
-                return None
-            case Duplicate(request_id, True):
-                first = identifiers.parse(request_id)
-                assert first is not None, "the log holds ids that a gateway made"
-                return first
-            case Duplicate():
-                raise ApiError(
-                    422,
-                    "the Idempotency-Key was used with another body",
-                    code="idempotency_key_reused",
-                )
-            case Refused() as refused:
-                raise _over_quota(refused)
+        return quotas.first_with_key(decision)
 
     async def _submit(
         self,
@@ -314,7 +284,6 @@ class GatewayService:
                 self._client.forget(first.text)
         return Call(
             request=first,
-            question=question,
             items=self.follow(first, timeout_s=timeout_s),
             replayed=True,
         )
@@ -420,58 +389,3 @@ async def whole_answer(items: AsyncIterator[Item]) -> GenerationResult:
 async def _nothing() -> AsyncIterator[Item]:
     return
     yield
-
-
-def _limited(limits: TenantConfig) -> bool:
-    return any(
-        limit is not None
-        for limit in (
-            limits.requests_per_minute,
-            limits.tokens_per_minute,
-            limits.concurrent_requests,
-        )
-    )
-
-
-def _over_quota(refused: Refused) -> ApiError:
-    names = {
-        "requests_per_minute": "requests a minute",
-        "tokens_per_minute": "tokens a minute",
-        "concurrent_requests": "requests at once",
-    }
-    limit = f"{refused.allowed} {names[refused.limit]}"
-    if refused.retry_after_s is None:
-        return invalid(
-            f"the request may take more than the tenant's whole quota of {limit}: ask for fewer "
-            "tokens",
-            code="request_exceeds_quota",
-            param="max_tokens",
-        )
-    return ApiError(
-        429,
-        f"the tenant's quota of {limit} is used up",
-        code="rate_limit_exceeded",
-        retry_after_s=refused.retry_after_s,
-    )
-
-
-def _fingerprint(kind: Kind, question: Question) -> str:
-    """Of what is asked; not of how the answer is to be delivered."""
-    return _digest(
-        msgspec.json.encode(
-            [
-                kind,
-                question.model,
-                question.prompt,
-                question.messages,
-                question.sampling,
-                question.user,
-                question.metadata,
-            ],
-            order="deterministic",
-        )
-    )
-
-
-def _digest(data: bytes) -> str:
-    return blake2b(data, digest_size=16).hexdigest()

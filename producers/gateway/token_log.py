@@ -17,9 +17,9 @@ from infra.contracts import catalogue, codec
 from infra.contracts.assembly import ChunkAssembler
 from infra.contracts.bus import Bus, Reader, unread
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import GenerationChunk, GenerationResult
+from infra.contracts.events.generation import GenerationChunk, GenerationResult
 from producers.affinity import home_partition
-from producers.gateway.errors import unavailable
+from producers.gateway.errors import ApiError, unavailable
 from producers.gateway.identifiers import RequestId
 from producers.handle import COMPLETE, LATE_CHUNKS_S
 
@@ -83,7 +83,7 @@ class TokenLog:
                         yield None
                         continue
                     if isinstance(item, FeedloomError):
-                        raise unavailable(f"Kafka cannot be read: {item}", code="broker_gone")
+                        raise _unreadable(item)
                     yield item
                     if isinstance(item, GenerationResult):
                         return
@@ -113,6 +113,14 @@ class TokenLog:
         return _Tail(self._bus, partitions, max(0, request.created_at_ms - SKEW_MS), request.text)
 
     def _look(self, request: RequestId) -> Found:
+        try:
+            return self._found(request)
+        except ApiError:
+            raise
+        except FeedloomError as error:
+            raise _unreadable(error) from error
+
+    def _found(self, request: RequestId) -> Found:
         tail = self._open(request)
         reduced = _Reduced()
         try:
@@ -148,6 +156,10 @@ class TokenLog:
             put(error)
         finally:
             tail.close()
+
+
+def _unreadable(error: FeedloomError) -> ApiError:
+    return unavailable(f"Kafka cannot be read: {error}", code="broker_gone")
 
 
 class _Reduced:

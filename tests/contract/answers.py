@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
 from stream_workers.engine import Emitted, Engine, EngineOutput, Prompt
 
 from .conftest import WORDS

@@ -22,7 +22,8 @@ VLLM_MARKS = (pytest.mark.vllm, pytest.mark.filterwarnings("default"))
 
 def build_vllm(weights: Weights) -> VllmEngine:
     """Serves ``default@1``. Full precision, as equal logits in half of it leave greedy a choice."""
-    from stream_workers.engine_vllm import VllmEngine, VllmOptions
+    from stream_workers.engine_vllm import VllmEngine
+    from stream_workers.vllm_options import VllmOptions
 
     return VllmEngine.build(
         VllmOptions(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import ChatMessage, SamplingParameters
+from infra.contracts.events.generation import ChatMessage, SamplingParameters
 from stream_workers.engine import Engine, EngineLoad, EngineOutput, Prompt, SwitchFailed
 
 from .answers import GREEDY, LONG, collect, new_id, tokens

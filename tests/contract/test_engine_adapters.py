@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
 from stream_workers.engine import Displaced, Emitted, Engine, EngineOutput, SwitchFailed
 from stream_workers.smoke import smoke
 from tests.conftest import make_adapter

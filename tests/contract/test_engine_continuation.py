@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import ChatMessage, SamplingParameters, StructuredOutput
+from infra.contracts.events.generation import ChatMessage, SamplingParameters, StructuredOutput
 from stream_workers.engine import Emitted, EmittedMismatch, Engine, EngineOutput, Prompt
 
 from .answers import collect, text, tokens

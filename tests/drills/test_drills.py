@@ -23,7 +23,8 @@ import httpx
 import pytest
 
 from infra.contracts import catalogue
-from infra.contracts.events import ModelVersionPublished, SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
+from infra.contracts.events.model import ModelVersionPublished
 from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.bus import KafkaBus
 from infra.kafka.topics import apply_catalogue

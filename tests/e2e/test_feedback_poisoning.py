@@ -16,13 +16,10 @@ from pathlib import Path
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.config_keys import TrainerConfig
-from infra.contracts.events import (
-    FeedbackExample,
-    FeedbackReceived,
-    GenerationResult,
-    ModelVersionPublished,
-)
+from infra.contracts.config_sections import TrainerConfig
+from infra.contracts.events.feedback import FeedbackExample, FeedbackReceived
+from infra.contracts.events.generation import GenerationResult
+from infra.contracts.events.model import ModelVersionPublished
 from infra.identity.principal import Principal
 from infra.registry.lineage import LEARNT_FROM
 from infra.registry.store import ArtifactStore

@@ -22,12 +22,8 @@ import producers.client
 import producers.feedback
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import read_to_end
-from infra.contracts.events import (
-    FeedbackExample,
-    GenerationChunk,
-    GenerationResult,
-    SamplingParameters,
-)
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import GenerationChunk, GenerationResult, SamplingParameters
 from infra.kafka.bus import KafkaBus
 from infra.local.platform import LocalPlatform
 from infra.local.supervisor import feedloom_command

@@ -22,7 +22,8 @@ import pytest
 from infra.contracts import catalogue, codec
 from infra.contracts.assembly import ChunkAssembler
 from infra.contracts.bus import Record, read_to_end
-from infra.contracts.events import GenerationChunk, ModelVersionPublished, RolloutChanged
+from infra.contracts.events.generation import GenerationChunk
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
 from infra.kafka.bus import KafkaBus
 from infra.local.supervisor import Child, feedloom_command
 from infra.local.watch import PlatformWatch

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from itertools import count
 
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
 from infra.settings import load_settings
 from producers.client import GenerationClient
 from producers.handle import GenerationHandle

@@ -19,18 +19,18 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus
-from infra.contracts.events import (
-    ConfigChanged,
-    Event,
-    FeedbackReceived,
+from infra.contracts.events.base import Event
+from infra.contracts.events.feedback import FeedbackReceived
+from infra.contracts.events.generation import GenerationRequest
+from infra.contracts.events.model import (
     GateCheck,
     GateDecision,
-    GenerationRequest,
     Lineage,
     ModelVersionPublished,
     OffsetRange,
     RolloutChanged,
 )
+from infra.contracts.events.platform import ConfigChanged
 from infra.kafka.bus import KafkaBus
 from infra.kafka.dead_letters import DeadLetters, blank_spans
 from infra.registry.client import read_registry

@@ -10,11 +10,9 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import (
-    FeedbackReceived,
-    GenerationResult,
-    RolloutChanged,
-)
+from infra.contracts.events.feedback import FeedbackReceived
+from infra.contracts.events.generation import GenerationResult
+from infra.contracts.events.model import RolloutChanged
 from infra.kafka.bus import KafkaBus
 from infra.settings import KafkaSettings
 from tests.conftest import Weights

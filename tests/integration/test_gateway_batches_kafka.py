@@ -19,7 +19,7 @@ import pytest
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import read_to_end
-from infra.contracts.events import GenerationRequest, GenerationResult
+from infra.contracts.events.generation import GenerationRequest, GenerationResult
 from infra.kafka.bus import KafkaBus
 from infra.settings import GatewaySettings, KafkaSettings
 from producers.gateway.batches.log import BatchLog
@@ -139,7 +139,7 @@ def until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
 
 def rows_of(service: BatchService, file_id: str | None) -> list[Any]:
     assert file_id is not None
-    _, blocks = service.content(ACME, file_id)
+    blocks = service.content(ACME, file_id)
     return [json.loads(line) for line in b"".join(blocks).splitlines()]
 
 

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import GenerationResult
+from infra.contracts.events.generation import GenerationResult
 from producers.gateway.presence import live_gateways
 
 from .conftest import Gateways, Workers

@@ -13,7 +13,7 @@ import pytest
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import read_to_end
-from infra.contracts.events import ApiKeyChanged
+from infra.contracts.events.platform import ApiKeyChanged
 from infra.identity.authenticator import PlatformAuthenticator
 from infra.identity.key_topic import (
     KeysWatcher,

@@ -20,7 +20,7 @@ import pytest
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import read_to_end
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import GenerationResult
+from infra.contracts.events.generation import GenerationResult
 from infra.kafka.broker import EmbeddedKafka
 from infra.kafka.broker_node import NodeStatus
 from infra.kafka.bus import KafkaBus

@@ -15,7 +15,8 @@ from infra.contracts.bus import TopicPartition
 from infra.contracts.errors import ConfigurationError
 from infra.kafka.bus import KafkaBus
 from infra.kafka.connection import admin_client
-from infra.kafka.lag import GroupLag, LagUnknown
+from infra.kafka.lag import GroupLag
+from infra.kafka.offsets import OffsetsUnknown
 from infra.settings import KafkaSettings
 
 pytestmark = pytest.mark.kafka
@@ -35,7 +36,7 @@ def measured(lag: GroupLag) -> int:
     """A broker makes the topic of offsets when it is first asked for a group: not known yet."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        with suppress(LagUnknown):
+        with suppress(OffsetsUnknown):
             return lag.measure()
     return lag.measure()
 
@@ -90,7 +91,7 @@ def test_records_that_are_gone_do_not_count(
 
 def test_a_missing_topic_is_no_lag_of_nothing(kafka_settings: KafkaSettings) -> None:
     lag = GroupLag(kafka_settings, group=GROUP, topic="no.such.topic")
-    with pytest.raises(LagUnknown, match="UnknownTopicOrPartition"):
+    with pytest.raises(OffsetsUnknown, match="UnknownTopicOrPartition"):
         lag.measure()
     lag.close()
 

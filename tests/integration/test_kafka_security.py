@@ -18,7 +18,8 @@ from infra.contracts.bus import TopicPartition, read_to_end
 from infra.contracts.catalogue import all_topics
 from infra.contracts.dead_letters import TOPICS as SOURCES
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import FeedbackExample, ModelVersionPublished, RolloutChanged
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
 from infra.kafka.access import OPERATIONS, apply_grants, secure, set_passwords
 from infra.kafka.acls import COMPONENTS, Component, grants
 from infra.kafka.bus import KafkaBus, resolve_kafka

@@ -13,21 +13,17 @@ from click.testing import CliRunner, Result
 
 from infra.contracts import catalogue
 from infra.contracts.bus import Bus, Record, read_to_end
-from infra.contracts.events import (
-    ApiKeyChanged,
-    ArmFigures,
-    BatchChanged,
-    ConfigChanged,
-    Event,
-    FeedbackExample,
-    FeedbackForgotten,
-    FileChanged,
+from infra.contracts.events.base import Event
+from infra.contracts.events.feedback import FeedbackExample, FeedbackForgotten
+from infra.contracts.events.gateway import FileChanged
+from infra.contracts.events.model import (
     Lineage,
     ModelVersionPublished,
     OffsetRange,
     RolloutChanged,
     RolloutDecided,
 )
+from infra.contracts.events.platform import ApiKeyChanged, ConfigChanged
 from infra.identity.authenticator import PlatformAuthenticator
 from infra.identity.key_topic import KeysWatcher, create_key, read_keys, revoke_key
 from infra.identity.principal import Unauthenticated
@@ -48,6 +44,7 @@ from infra.registry.store import ArtifactStore
 from infra.rollouts.decisions import publish_decision, read_decisions
 from infra.settings import GatewaySettings, KafkaSettings
 from tests.conftest import PARTITIONS, embedded_broker
+from tests.recovering import batch, decided
 from trainer.intake import FeedbackIntake, in_use, next_offsets
 
 from .conftest import child_environment
@@ -132,22 +129,7 @@ class Platform:
                     model="default", revision=number, stable=str(number), changed_at_ms=number
                 ),
             )
-        publish_decision(
-            publisher,
-            RolloutDecided(
-                model="default",
-                experiment="e",
-                revision=2,
-                verdict="promote",
-                reason="better",
-                decided_at_ms=2,
-                look=1,
-                confidence=0.9,
-                stable=ArmFigures(version="2"),
-                candidate=ArmFigures(version="3"),
-                acted=True,
-            ),
-        )
+        publish_decision(publisher, decided(2, "promote", "better", acted=True))
         self._configure()
         self._make_keys()
         file = FileChanged(
@@ -158,20 +140,10 @@ class Platform:
             size=1,
             created_at_ms=1,
         )
-        batch = BatchChanged(
-            batch_id="batch_1",
-            tenant="acme",
-            revision=1,
-            status="completed",
-            endpoint="/v1/completions",
-            input_file_id="file-1",
-            created_at_ms=1,
-            expires_at_ms=2,
-        )
         forgotten = [FeedbackForgotten(request_id=f"r{n}", forgotten_at_ms=1) for n in range(9)]
         others: list[tuple[str, str, Event]] = [
             (catalogue.FILES.name, "file-1", file),
-            (catalogue.BATCHES.name, "batch_1", batch),
+            (catalogue.BATCHES.name, "batch_1", batch(1, "completed")),
             *((catalogue.FORGOTTEN.name, one.request_id, one) for one in forgotten),
         ]
         for topic, key, event in others:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.contracts import catalogue
-from infra.contracts.events import ModelVersionPublished, RolloutChanged
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
 from infra.kafka.bus import KafkaBus
 from infra.registry.client import RegistryWatcher, publish_rollout, publish_version
 from infra.registry.store import ArtifactStore

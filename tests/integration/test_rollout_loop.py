@@ -14,12 +14,8 @@ from typing import Literal
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import (
-    GenerationResult,
-    RolloutChanged,
-    SamplingParameters,
-    ShadowCompared,
-)
+from infra.contracts.events.generation import GenerationResult, SamplingParameters, ShadowCompared
+from infra.contracts.events.model import RolloutChanged
 from infra.local.supervisor import Child, feedloom_command
 from infra.registry.client import RegistryWatcher
 from infra.rollouts.controller import ACTOR

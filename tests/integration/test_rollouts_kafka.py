@@ -8,14 +8,9 @@ from pathlib import Path
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import (
-    Arm,
-    Assignment,
-    FeedbackExample,
-    GenerationResult,
-    ModelVersionPublished,
-    Timings,
-)
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import Arm, Assignment, GenerationResult, Timings
+from infra.contracts.events.model import ModelVersionPublished
 from infra.kafka.bus import KafkaBus
 from infra.local.supervisor import Child, feedloom_command
 from infra.local.watch import PlatformWatch

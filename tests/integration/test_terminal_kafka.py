@@ -10,9 +10,9 @@ import pytest
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import TopicPartition
-from infra.contracts.events import WorkerStatusReported
+from infra.contracts.events.platform import WorkerStatusReported
 from infra.kafka.bus import KafkaBus
-from infra.kafka.lag import LagUnknown
+from infra.kafka.offsets import OffsetsUnknown
 from infra.kafka.partition_lag import GroupReport, GroupsLag
 from infra.kafka.topic_sizes import TopicSizes
 from infra.settings import KafkaSettings, Settings
@@ -35,7 +35,7 @@ def measured(lag: GroupsLag) -> list[GroupReport]:
     """A broker makes the topic of offsets when it is first asked for a group: not known yet."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        with suppress(LagUnknown):
+        with suppress(OffsetsUnknown):
             return lag.measure()
     return lag.measure()
 

@@ -11,7 +11,8 @@ import pytest
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import read_to_end
-from infra.contracts.events import FeedbackExample, ModelVersionPublished, RolloutChanged
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
 from infra.kafka.bus import KafkaBus
 from infra.registry.store import ArtifactStore
 from infra.settings import KafkaSettings

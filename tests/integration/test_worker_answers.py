@@ -9,11 +9,8 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import (
-    FeedbackExample,
-    GenerationResult,
-    SamplingParameters,
-)
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import GenerationResult, SamplingParameters
 from infra.kafka.topics import apply_catalogue
 from infra.registry.lineage import taken_out
 from infra.settings import KafkaSettings

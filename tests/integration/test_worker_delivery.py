@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import (
+from infra.contracts.events.generation import (
     GenerationChunk,
     GenerationRequest,
     GenerationResult,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.contracts import catalogue
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
 from infra.kafka.bus import KafkaBus
 from infra.settings import KafkaSettings
 from producers.client import GenerationClient

@@ -11,14 +11,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from infra.contracts import catalogue
-from infra.contracts.events import SamplingParameters
+from infra.contracts.events.generation import SamplingParameters
 from producers.client import GenerationClient
 
 from .conftest import Workers
 
 pytestmark = pytest.mark.kafka
 
-STALLED = "feedloom_worker_partition_stalled_seconds"
 Series = dict[tuple[str, str], float]
 
 

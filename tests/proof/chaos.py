@@ -221,6 +221,13 @@ class Arena(Deployment):
                 case worker:
                     self.start_worker(worker)
 
+    def ask_for_stacks(self) -> None:
+        """Into the logs of those that run."""
+        for name in SERVICES:
+            if self.children[name].exit_status is None:
+                self.process(name).send_signal(signal.SIGUSR1)
+        time.sleep(5.0)
+
     def _faults(self) -> list[str]:
         self.revive()
         found = super()._faults()
@@ -243,7 +250,10 @@ def round_of(place: Arena, number: int, fault: Fault) -> list[str]:
     place.revive()
     time.sleep(1.0)
     place.stop_traffic()
-    return place.faults(STUCK_S)
+    found = place.faults(STUCK_S)
+    if found:
+        place.ask_for_stacks()
+    return found
 
 
 def main() -> int:

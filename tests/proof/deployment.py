@@ -269,7 +269,8 @@ class Deployment:
         found = broken(self.journal.records, self.ledger())
         lag = self.journal.lag(GROUP, LAGGING)
         if lag:
-            found.append(f"{lag} records are not committed by {GROUP}")
+            where = ", ".join(f"{topic}/{partition}: {n}" for (topic, partition), n in lag.items())
+            found.append(f"{GROUP} has not committed all: {where}")
         workers = [name for name in self.children if name.startswith("worker")]
         views = serving(self.journal.records, MODEL, workers)
         return found + registry_is_one(self.journal.records, MODEL, views)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,8 +126,10 @@ class Journal:
             )
         )
 
-    def lag(self, group: str, topics: Sequence[str] = REQUEST_TOPICS) -> int:
-        """Records read so far that the group has not committed."""
+    def lag(
+        self, group: str, topics: Sequence[str] = REQUEST_TOPICS
+    ) -> Mapping[tuple[str, int], int]:
+        """Records read so far that the group has not committed, by partition where there are."""
         asked = confluent_kafka.ConsumerGroupTopicPartitions(self._prefix + group)
         with AdminClient(self._options) as admin:
             answer = admin.list_consumer_group_offsets([asked])[self._prefix + group]
@@ -134,10 +137,11 @@ class Journal:
                 (place.topic.removeprefix(self._prefix), place.partition): max(place.offset, 0)
                 for place in answer.result(PATIENCE_S).topic_partitions
             }
-        return sum(
-            record.place[2] >= committed.get(record.place[:2], 0)
+        return Counter(
+            record.place[:2]
             for topic in topics
             for record in self.records[topic]
+            if record.place[2] >= committed.get(record.place[:2], 0)
         )
 
 

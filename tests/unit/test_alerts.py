@@ -14,7 +14,8 @@ from observability import alerts, generated
 from observability.alerts.model import Alert, as_yaml, given
 from observability.alerts.objectives import PAGE, TICKET, WINDOWS
 from observability.alerts.rules import ALERTS
-from observability.promql import UnknownSeriesError, label_name
+from observability.prometheus_names import label_name
+from observability.promql import UnknownSeriesError
 
 ROOT = generated.FOLDER.parents[2]
 OPERATIONS = ROOT / "docs" / "operations"
@@ -139,7 +140,7 @@ def _recorded() -> set[str]:
     from observability import collector
     from observability.alerts.objectives import recordings
     from observability.instruments import CATALOGUE
-    from observability.promql import series_names
+    from observability.prometheus_names import series_names
 
     own = {name for metric in CATALOGUE.values() for name in series_names(metric)}
     labels = {label_name(one) for metric in CATALOGUE.values() for one in metric.attributes}

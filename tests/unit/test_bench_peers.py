@@ -24,7 +24,8 @@ from benchmarks.bench_peers import (
     with_cpu,
     written_lines,
 )
-from benchmarks.peers_sides import environment, groups, per_request
+from benchmarks.peers_sides import per_request
+from benchmarks.processes import environment, groups
 from benchmarks.sdk_side import SdkSide
 
 SOURCE = dedent(

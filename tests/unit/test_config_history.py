@@ -15,7 +15,7 @@ from infra.contracts.bus import RecordPosition
 from infra.contracts.codec import Headers
 from infra.contracts.config_keys import InvalidSetting
 from infra.contracts.errors import RetryableError
-from infra.contracts.events import ConfigChanged
+from infra.contracts.events.platform import ConfigChanged
 from infra.registry import commands
 from infra.registry.config import HISTORY, TOPIC, ConfigOvertaken, ConfigWatcher, publish_config
 from infra.registry.config_history import (

@@ -14,47 +14,55 @@ from hypothesis import strategies as st
 from infra.contracts import codec, schema
 from infra.contracts.catalogue import CATALOGUE, all_topics
 from infra.contracts.errors import MalformedRecord, UnknownEventType, UnsupportedSchemaVersion
-from infra.contracts.events import (
-    EVENT_TYPES,
-    AdmissionAsked,
-    AdmissionEnded,
-    ApiKeyChanged,
-    ArmFigures,
-    ArtifactFile,
-    Assignment,
-    BatchChanged,
-    BatchError,
-    ChatMessage,
-    Completion,
-    ConfigChanged,
-    Event,
+from infra.contracts.events.base import Event
+from infra.contracts.events.feedback import (
     FeedbackExample,
     FeedbackForgotten,
     FeedbackReceived,
+    PreferencePair,
+)
+from infra.contracts.events.gateway import (
+    AdmissionAsked,
+    AdmissionEnded,
+    BatchChanged,
+    BatchError,
     FileChanged,
-    GateCheck,
-    GateDecision,
-    GatewayStatusReported,
+)
+from infra.contracts.events.generation import (
+    Assignment,
+    ChatMessage,
+    Completion,
     GenerationCancellation,
     GenerationChunk,
     GenerationError,
     GenerationRequest,
     GenerationResult,
-    Lineage,
-    ModelVersionPublished,
-    OffsetRange,
-    PreferencePair,
     ReplyAddress,
-    RolloutChanged,
-    RolloutDecided,
     SamplingParameters,
     ShadowCompared,
     StructuredOutput,
     Timings,
     TokenLogprob,
+)
+from infra.contracts.events.model import (
+    ArmFigures,
+    ArtifactFile,
+    GateCheck,
+    GateDecision,
+    Lineage,
+    ModelVersionPublished,
+    OffsetRange,
+    RolloutChanged,
+    RolloutDecided,
+)
+from infra.contracts.events.platform import (
+    ApiKeyChanged,
+    ConfigChanged,
+    GatewayStatusReported,
     VersionSwitch,
     WorkerStatusReported,
 )
+from infra.contracts.events.union import EVENT_TYPES
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contracts.assembly import ChunkAssembler
-from infra.contracts.events import GenerationChunk
+from infra.contracts.events.generation import GenerationChunk
 
 
 def chunk(attempt: int, seq: int, first: int, text: str, *, final: bool = False) -> GenerationChunk:

@@ -14,7 +14,9 @@ from msgspec import inspect
 
 from infra.contracts import codec, schema
 from infra.contracts.errors import MalformedRecord
-from infra.contracts.events import EVENT_TYPES, Event, FeedbackReceived
+from infra.contracts.events.base import Event
+from infra.contracts.events.feedback import FeedbackReceived
+from infra.contracts.events.union import EVENT_TYPES
 
 # JSON has no lone surrogates, infinities or integers past 64 bits.
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)

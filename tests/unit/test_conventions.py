@@ -9,7 +9,17 @@ import pytest
 
 from observability.instruments import CATALOGUE
 from tests.conventions import METRICS, TYPES, deprecated, problems, registered
-from tests.otlp import Attributes, Event, Link, Metric, MetricKind, Point, Span, SpanKind, Value
+from tests.telemetry import (
+    Attributes,
+    Event,
+    Link,
+    Metric,
+    MetricKind,
+    Point,
+    Span,
+    SpanKind,
+    Value,
+)
 
 KAFKA = {"messaging.system": "kafka", "messaging.destination.name": "t"}
 

@@ -20,8 +20,8 @@ from observability.alerts.rules import ALERTS
 from observability.dashboards import DASHBOARDS
 from observability.dashboards.panels import Panel, Scope, Target, Variable, as_grafana, grafana_unit
 from observability.instruments import CATALOGUE, ERROR_TYPE, MODEL, REQUEST_MODEL
+from observability.prometheus_names import Foreign, label_name, prometheus_name, series_names
 from observability.promql import (
-    Foreign,
     Query,
     Selector,
     UnknownSeriesError,
@@ -29,17 +29,14 @@ from observability.promql import (
     either,
     equal,
     grown,
-    label_name,
     level,
     mean,
     minus,
     present,
-    prometheus_name,
     quantile,
     rate,
     ratio,
     select,
-    series_names,
     share_above,
     unless,
     where_above,

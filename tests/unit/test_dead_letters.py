@@ -26,7 +26,7 @@ from infra.contracts.dead_letters import (
     settlement_headers,
 )
 from infra.contracts.errors import MalformedRecord, RetryableError, UnknownEventType
-from infra.contracts.events import GenerationRequest
+from infra.contracts.events.generation import GenerationRequest
 from infra.kafka.dead_letters import (
     BATCH,
     DeadLetters,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import GenerationResult
+from infra.contracts.events.generation import GenerationResult
 from producers.demo.judge import judge
 from producers.demo.prompts import DemoPrompt, questions
 from producers.demo.scoring import overlap_f1, percentile, score, well_formed, win_rate, words

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contracts.assembly import ChunkAssembler
-from infra.contracts.events import GenerationChunk, GenerationResult, TokenLogprob
+from infra.contracts.events.generation import GenerationChunk, GenerationResult, TokenLogprob
 from producers.gateway.answers import Restarted, StreamedAnswer
 from producers.gateway.identifiers import mint
 

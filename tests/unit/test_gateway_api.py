@@ -15,13 +15,10 @@ import openai
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import (
-    FeedbackReceived,
-    GenerationError,
-    GenerationRequest,
-    SamplingParameters,
-)
-from infra.kafka.lag import LagUnknown
+from infra.contracts.errors import ConfigurationError
+from infra.contracts.events.feedback import FeedbackReceived
+from infra.contracts.events.generation import GenerationError, GenerationRequest, SamplingParameters
+from infra.kafka.offsets import OffsetsUnknown
 from infra.testing import InMemoryBus
 from tests.gateway import (
     KnownKeys,
@@ -417,6 +414,20 @@ def test_a_worker_that_says_nothing_is_not_waited_for_beyond_the_deadline(own: P
         gone.set()
 
 
+def test_a_request_that_cannot_be_looked_up_is_a_503(
+    own: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = f"/v1/requests/{own.post(ASK).json()['id']}"
+
+    def no_reader(*_: object, **__: object) -> None:
+        raise ConfigurationError("no broker answers")
+
+    monkeypatch.setattr(own.bus, "reader", no_reader)
+    for answer in (own.http().get(where), own.http().delete(where)):
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "broker_gone"
+
+
 def test_without_a_worker_there_is_a_503() -> None:
     with ExitStack() as stack:
         bus = InMemoryBus()
@@ -435,7 +446,7 @@ def test_without_a_worker_there_is_a_503() -> None:
 
 def test_workers_that_are_silent_as_kafka_is_gone_are_not_blamed() -> None:
     def lag() -> int:
-        raise LagUnknown("no broker")
+        raise OffsetsUnknown("no broker")
 
     with ExitStack() as stack:
         bus = InMemoryBus()
@@ -604,6 +615,9 @@ def test_a_client_that_reads_only_data_gets_no_ids(own: Platform) -> None:
     )
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "Feedloom-Event-Ids"
+    # Nothing was asked for a call that is refused.
+    assert len(own.worker.requests) == 1
+    assert own.gateway.service.open_requests == 0
 
 
 def test_a_caller_that_goes_away_cancels_its_generation(own: Platform) -> None:

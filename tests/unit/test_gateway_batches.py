@@ -15,7 +15,8 @@ import openai
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import BatchChanged, FileChanged, GenerationError, GenerationRequest
+from infra.contracts.events.gateway import BatchChanged, FileChanged
+from infra.contracts.events.generation import GenerationError, GenerationRequest
 from infra.testing import InMemoryBus
 from producers.gateway.batches import run, state
 from producers.gateway.identifiers import parse

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import BatchChanged
+from infra.contracts.events.gateway import BatchChanged
 from infra.settings import GatewaySettings
 from producers.gateway.batches import identity, lines
 from producers.gateway.batches.lines import ask, read_plan

@@ -17,7 +17,8 @@ import msgspec
 import pytest
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import BatchChanged, GenerationRequest
+from infra.contracts.events.gateway import BatchChanged
+from infra.contracts.events.generation import GenerationRequest
 from infra.registry.client import send
 from infra.settings import GatewaySettings
 from infra.testing import InMemoryBus

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import BatchChanged, FileChanged
+from infra.contracts.events.gateway import BatchChanged, FileChanged
 from producers.gateway.batches.state import FilesAndBatches, UnknownCursor
 
 FIRST = BatchChanged(

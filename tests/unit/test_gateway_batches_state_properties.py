@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import BatchChanged, FileChanged
+from infra.contracts.events.gateway import BatchChanged, FileChanged
 from producers.gateway.batches.state import FINISHED, FilesAndBatches, UnknownCursor
 
 TENANTS = st.sampled_from(["acme", "rival"])

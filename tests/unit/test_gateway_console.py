@@ -13,18 +13,16 @@ import pytest
 from fastapi import FastAPI
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import (
+from infra.contracts.events.base import Event
+from infra.contracts.events.generation import GenerationResult, Timings
+from infra.contracts.events.model import (
     ArmFigures,
-    ConfigChanged,
-    Event,
     GateCheck,
-    GenerationResult,
     ModelVersionPublished,
     RolloutChanged,
     RolloutDecided,
-    Timings,
-    WorkerStatusReported,
 )
+from infra.contracts.events.platform import ConfigChanged, WorkerStatusReported
 from infra.settings import GatewaySettings
 from infra.testing import InMemoryBus
 from producers.gateway.app import create_app

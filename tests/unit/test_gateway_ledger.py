@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.contracts.events import AdmissionAsked, AdmissionEnded
+from infra.contracts.events.gateway import AdmissionAsked, AdmissionEnded
 from producers.gateway.ledger import (
     KEYS_MS,
     WINDOW_MS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import AdmissionAsked, AdmissionEnded
+from infra.contracts.events.gateway import AdmissionAsked, AdmissionEnded
 from producers.gateway import ledger as module
 from producers.gateway.ledger import (
     CONCURRENT_RETRY_S,

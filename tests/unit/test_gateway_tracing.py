@@ -18,7 +18,8 @@ import observability.tracing
 import producers.gateway.tracing
 from producers.gateway.tracing import Traced
 from tests.conventions import problems
-from tests.otlp import OtlpReceiver, Span
+from tests.otlp import OtlpReceiver
+from tests.telemetry import Span
 
 
 class _WithRoute(Route):

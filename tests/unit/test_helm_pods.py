@@ -13,7 +13,7 @@ import pytest
 from aiohttp import ClientSession
 
 from infra.cli import cli
-from infra.contracts.config_keys import TrainerConfig
+from infra.contracts.config_sections import TrainerConfig
 from infra.settings import (
     GatewaySettings,
     Settings,

@@ -15,7 +15,7 @@ import yaml
 from infra.contracts.catalogue import REQUESTS, REQUESTS_BATCH, TopicSpec
 from infra.kafka.acls import Deployment
 from observability.instruments import CATALOGUE
-from observability.promql import label_name, series_names
+from observability.prometheus_names import label_name, series_names
 from tests.deploy import Object, component_of, containers, named, of_kind, pods, render, variables
 from tests.helm_profiles import PROFILES, rendered
 

@@ -11,7 +11,7 @@ import pytest
 
 from infra.contracts import catalogue
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import Role
+from infra.contracts.events.platform import Role
 from infra.identity import authenticator as module
 from infra.identity.authenticator import PlatformAuthenticator, SecretChecks
 from infra.identity.key_topic import KeysWatcher, MadeKey, create_key, revoke_key, rotate_key

@@ -15,7 +15,7 @@ from infra.contracts import catalogue, codec
 from infra.contracts.bus import RecordPosition
 from infra.contracts.codec import Headers
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import ApiKeyChanged
+from infra.contracts.events.platform import ApiKeyChanged
 from infra.identity import commands, hashing
 from infra.identity.key_topic import (
     KeyIsOver,

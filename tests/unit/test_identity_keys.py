@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contracts.errors import ContractError
-from infra.contracts.events import ApiKeyChanged
+from infra.contracts.events.platform import ApiKeyChanged
 from infra.identity import hashing
 from infra.identity.hashing import InvalidHash, ScryptHash
 from infra.identity.keys import (

@@ -343,13 +343,11 @@ def test_every_client_of_the_platform_takes_its_security_from_the_settings() -> 
     assert _made_clients() == {
         ("infra/kafka/broker.py", "KafkaAdminClient", "options"),
         ("infra/kafka/bus.py", "KafkaConsumer", "self._options"),
-        ("infra/kafka/bus.py", "KafkaProducer", "client_options(settings)"),
+        ("infra/kafka/commit_times.py", "KafkaConsumer", "client_options(self._settings)"),
         ("infra/kafka/connection.py", "KafkaAdminClient", "client_options(settings)"),
         ("infra/kafka/dead_letters.py", "KafkaConsumer", "client_options(settings)"),
-        ("infra/kafka/lag.py", "KafkaAdminClient", "client_options(self._settings)"),
-        ("infra/kafka/partition_lag.py", "KafkaAdminClient", "client_options(self._settings)"),
-        ("infra/kafka/partition_lag.py", "KafkaConsumer", "client_options(self._settings)"),
-        ("infra/kafka/topic_sizes.py", "KafkaAdminClient", "client_options(self._settings)"),
+        ("infra/kafka/offsets.py", "KafkaAdminClient", "client_options(self._settings)"),
+        ("infra/kafka/publisher.py", "KafkaProducer", "client_options(settings)"),
         ("stream_workers/app.py", "_App", "broker_credentials"),
         ("stream_workers/transactions.py", "AIOKafkaProducer", "self._options"),
     }

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from infra.contracts import codec
-from infra.contracts.events import WorkerStatusReported
+from infra.contracts.events.platform import WorkerStatusReported
 from infra.local import platform
 from infra.local.supervisor import Child, ChildStopped, Supervisor
 from infra.settings import KafkaSettings, Settings

@@ -15,7 +15,7 @@ import pytest
 
 from infra.contracts import codec
 from infra.contracts.errors import ConfigurationError, FatalError
-from infra.contracts.events import WorkerStatusReported
+from infra.contracts.events.platform import WorkerStatusReported
 from infra.local import platform, trace_ui
 from infra.local.supervisor import Child, Supervisor
 from infra.local.trace_ui import REQUIREMENTS, TraceUi

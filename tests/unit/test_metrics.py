@@ -23,7 +23,7 @@ from observability import instruments
 from observability.instruments import CATALOGUE, OTHER, SERIES_LIMIT, Bounded
 from observability.metrics import PrometheusEndpoint, metric_views, prometheus_place
 from observability.metrics_page import page
-from observability.promql import prometheus_name
+from observability.prometheus_names import prometheus_name
 from tests.metering import metered, problems
 from tests.otlp import OtlpReceiver
 

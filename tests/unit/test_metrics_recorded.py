@@ -17,10 +17,9 @@ from aiokafka.structs import TopicPartition as BrokerPartition
 from infra.contracts.bus import Record, TopicPartition
 from infra.contracts.catalogue import CHUNKS, REQUESTS, REQUESTS_BATCH, RESULTS
 from infra.contracts.codec import encode
-from infra.contracts.events import (
+from infra.contracts.events.feedback import FeedbackForgotten, FeedbackReceived
+from infra.contracts.events.generation import (
     Assignment,
-    FeedbackForgotten,
-    FeedbackReceived,
     GenerationRequest,
     GenerationResult,
     SamplingParameters,
@@ -343,7 +342,7 @@ async def test_refused_credentials_are_counted_by_reason() -> None:
 def test_a_round_of_training_records_by_the_catalogue(tmp_path: Path) -> None:
     import threading
 
-    from infra.contracts.config_keys import TrainerConfig
+    from infra.contracts.config_sections import TrainerConfig
     from tests.learning import feedback as examples
     from tests.learning import prepare, settings_at
     from trainer.pile import read_shards, shard_paths

@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import observability.tracing
 from infra.contracts.bus import Record
-from infra.contracts.events import (
+from infra.contracts.events.generation import (
     ChatMessage,
     GenerationError,
     GenerationRequest,

@@ -14,7 +14,7 @@ import pytest
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Record
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import GenerationChunk, GenerationRequest, GenerationResult
+from infra.contracts.events.generation import GenerationChunk, GenerationRequest, GenerationResult
 from infra.planning import partitions, traffic, wire
 from infra.planning.coefficients import Coefficient, load_coefficients, parse
 from infra.planning.wire import Written, record_bytes

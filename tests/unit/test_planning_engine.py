@@ -23,7 +23,7 @@ from infra.planning.engine import (
     choose,
     pace,
 )
-from infra.planning.models import ModelShape, load_model, preset_names
+from infra.planning.models import ModelShape, load_model, presets
 from infra.planning.traffic import chunks_per_request
 from infra.planning.workload import Targets, Workload
 from infra.settings import WorkerSettings
@@ -69,7 +69,7 @@ def load(prompt: float = 512, output: float = 256, **more: float) -> Workload:
     return Workload(requests_per_s=1, prompt_tokens=prompt, output_tokens=output, **more)
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", presets())
 def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     assert load_model(name).parameters == PUBLISHED[name]
 

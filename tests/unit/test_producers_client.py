@@ -15,10 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import (
+from infra.contracts.events.feedback import FeedbackForgotten, FeedbackReceived
+from infra.contracts.events.generation import (
     ChatMessage,
-    FeedbackForgotten,
-    FeedbackReceived,
     GenerationCancellation,
     GenerationChunk,
     GenerationRequest,
@@ -160,6 +159,17 @@ def test_a_request_id_is_outstanding_once(bus: InMemoryBus) -> None:
         client.submit("hello", request_id="r1")
         with pytest.raises(ValueError, match="r1 is still outstanding"):
             client.submit("hello", request_id="r1")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_request_that_cannot_be_encoded_leaves_nothing_outstanding(bus: InMemoryBus) -> None:
+    with GenerationClient(bus, source="test") as client:
+        for key in ("k", "\ud800"):
+            with pytest.raises(UnicodeEncodeError):
+                client.submit("half a pair: \ud800", request_id="r1", affinity_key=key)
+        assert client.outstanding == 0
+        assert not any(sum(router.outstanding) for router in client._routers.values())
+        assert client.submit("hello", request_id="r1").result(30).text == "hello "
 
 
 def test_cancel_asks_by_topic(bus: InMemoryBus) -> None:

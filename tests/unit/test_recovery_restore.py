@@ -28,20 +28,16 @@ from infra.contracts.catalogue import (
     all_topics,
 )
 from infra.contracts.errors import FatalError
-from infra.contracts.events import (
-    ApiKeyChanged,
-    ArmFigures,
+from infra.contracts.events.feedback import FeedbackExample, FeedbackForgotten
+from infra.contracts.events.gateway import BatchChanged, FileChanged
+from infra.contracts.events.model import (
     ArtifactFile,
-    BatchChanged,
-    FeedbackExample,
-    FeedbackForgotten,
-    FileChanged,
     Lineage,
     ModelVersionPublished,
     OffsetRange,
     RolloutChanged,
-    RolloutDecided,
 )
+from infra.contracts.events.platform import ApiKeyChanged
 from infra.identity import hashing
 from infra.identity.key_topic import KeysWatcher, create_key, read_keys, revoke_key
 from infra.recovery import scope
@@ -60,6 +56,7 @@ from infra.registry.config_history import read_history
 from infra.registry.store import ArtifactStore
 from infra.rollouts.decisions import read_decisions
 from infra.testing import InMemoryBus, InMemoryReader, murmur2
+from tests.recovering import batch, decided
 from trainer.intake import FeedbackIntake, in_use, next_offsets
 
 NOW_MS = 1_800_000_000_000
@@ -142,19 +139,6 @@ def rollout(revision: int, stable: str, candidate: str | None = None) -> Rollout
     )
 
 
-def batch(revision: int) -> BatchChanged:
-    return BatchChanged(
-        batch_id="batch_1",
-        tenant="acme",
-        revision=revision,
-        status="in_progress",
-        endpoint="/v1/completions",
-        input_file_id="file-1",
-        created_at_ms=1,
-        expires_at_ms=2,
-    )
-
-
 def filled() -> InMemoryBus:
     """A platform that has lived, by its own calls."""
     bus = InMemoryBus()
@@ -166,20 +150,8 @@ def filled() -> InMemoryBus:
     publish_version(publisher, version("1", end=99))
     for each in (rollout(1, "1"), rollout(3, "2", "3"), rollout(2, "1")):
         publish_rollout(publisher, each)
-    decided = RolloutDecided(
-        model="default",
-        experiment="e",
-        revision=3,
-        verdict="hold",
-        reason="too few",
-        decided_at_ms=4,
-        look=1,
-        confidence=0.9,
-        stable=ArmFigures(version="2"),
-        candidate=ArmFigures(version="3"),
-    )
     for _ in range(2):
-        send(publisher, DECISIONS.name, "default", decided)
+        send(publisher, DECISIONS.name, "default", decided(3, "hold", "too few"))
     configuration = ConfigWatcher(bus)
     for text in ("5", "6", "null"):
         publish_config(publisher, configuration, "worker.max_waiting", text, now_ms=1, actor="ann")

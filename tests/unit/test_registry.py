@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contracts import catalogue
-from infra.contracts.events import ArtifactFile, ModelVersionPublished, RolloutChanged
+from infra.contracts.events.model import ArtifactFile, ModelVersionPublished, RolloutChanged
 from infra.registry.client import RegistryWatcher, publish_rollout, publish_version
+from infra.registry.errors import ArtifactRejected
 from infra.registry.state import RegistryState
-from infra.registry.store import ArtifactRejected, ArtifactStore
+from infra.registry.store import ArtifactStore
 from infra.testing import InMemoryBus
 
 

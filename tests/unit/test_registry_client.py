@@ -11,7 +11,8 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from infra.contracts import catalogue, codec
 from infra.contracts.errors import FatalError
-from infra.contracts.events import GenerationCancellation, ModelVersionPublished, RolloutChanged
+from infra.contracts.events.generation import GenerationCancellation
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
 from infra.registry.client import RegistryWatcher, publish_rollout, publish_version
 from infra.registry.state import RegistryState
 from infra.testing import InMemoryBus

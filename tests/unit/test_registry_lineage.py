@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import FeedbackExample, Lineage, ModelVersionPublished
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.model import Lineage, ModelVersionPublished
 from infra.registry.client import read_registry
 from infra.registry.lineage import (
     LEARNT_FROM,

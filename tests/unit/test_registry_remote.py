@@ -15,9 +15,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import ModelVersionPublished
-from infra.registry.manifest import MARKER
-from infra.registry.store import ArtifactRejected, ArtifactStore, ArtifactStoreFailed, manifest_of
+from infra.contracts.events.model import ModelVersionPublished
+from infra.registry.errors import ArtifactRejected, ArtifactStoreFailed
+from infra.registry.manifest import MARKER, manifest_of
+from infra.registry.store import ArtifactStore
 from infra.settings import ArtifactStoreSettings, load_settings
 
 BUCKET = "versions"

@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from model_signing import hashing, signing
 
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import ModelVersionPublished
-from infra.registry.manifest import SIGNATURE
+from infra.contracts.events.model import ModelVersionPublished
+from infra.registry.errors import ArtifactRejected
+from infra.registry.manifest import SIGNATURE, manifest_of
 from infra.registry.state import RegistryState
-from infra.registry.store import ArtifactRejected, ArtifactStore, manifest_of
+from infra.registry.store import ArtifactStore
 from infra.settings import ArtifactStoreSettings, load_settings
 from trainer.version_commands import verify
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import ModelVersionPublished, RolloutChanged
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
 from infra.registry.state import DEFAULT_MODEL, RegistryState, named
 
 MODELS = ("a", "b")

@@ -11,8 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from infra.contracts.events import ArtifactFile, ModelVersionPublished
-from infra.registry.store import ArtifactRejected, ArtifactStore, ArtifactStoreFailed, manifest_of
+from infra.contracts.events.model import ArtifactFile, ModelVersionPublished
+from infra.registry.errors import ArtifactRejected, ArtifactStoreFailed
+from infra.registry.manifest import manifest_of
+from infra.registry.store import ArtifactStore
 
 
 @pytest.fixture

@@ -14,12 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from infra.contracts import catalogue
-from infra.contracts.events import (
-    Lineage,
-    ModelVersionPublished,
-    RolloutChanged,
-    WorkerStatusReported,
-)
+from infra.contracts.events.model import Lineage, ModelVersionPublished, RolloutChanged
+from infra.contracts.events.platform import WorkerStatusReported
 from infra.registry.client import (
     RegistryWatcher,
     RolloutOvertaken,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import (
+from infra.contracts.events.model import (
     GateCheck,
     GateDecision,
     Lineage,

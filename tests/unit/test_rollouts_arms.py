@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import (
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import (
     Arm,
     Assignment,
-    FeedbackExample,
     FinishReason,
     GenerationError,
     GenerationResult,
@@ -80,7 +80,7 @@ def outcome(example: FeedbackExample, metric: Any) -> float | None:
     fold = arms(metric=metric)
     fold.take_result(result())
     fold.take_feedback(example)
-    return fold.figures("candidate").outcome
+    return fold.summary("candidate").figures.outcome
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_figures() -> None:
     fold.take_result(result("late", finish="deadline_exceeded", tokens=999))
     fold.take_feedback(example("r0", ups=1, edited_text="an ANSWER"))
     fold.take_feedback(example("r1", downs=1))
-    found = fold.figures("candidate")
+    found = fold.summary("candidate").figures
     assert found.version == "v2"
     assert (found.requests, found.errors) == (6, 3)
     assert (found.units, found.labels, found.ups, found.downs, found.edits) == (2, 2, 1, 1, 1)
@@ -130,7 +130,7 @@ def test_figures() -> None:
     assert found.output_tokens == 30
     assert found.ttft_ms == pytest.approx(100, rel=1e-5)
     assert found.itl_ms == pytest.approx(5, rel=1e-5)
-    nothing = fold.figures("stable")
+    nothing = fold.summary("stable").figures
     assert (nothing.version, nothing.requests, nothing.units) == ("v1", 0, 0)
     assert (nothing.outcome, nothing.edit_share, nothing.output_tokens) == (None, None, None)
     assert (nothing.ttft_ms, nothing.itl_ms) == (None, None)
@@ -176,7 +176,7 @@ def test_one_unit_has_only_so_many_labels_and_the_earliest() -> None:
     for at in (3, 1, 2, 0):
         fold.take_result(result(f"r{at}", at=at))
         fold.take_feedback(example(f"r{at}", ups=int(at < 2), downs=int(at >= 2)))
-    found = fold.figures("candidate")
+    found = fold.summary("candidate").figures
     assert (found.labels, found.units, found.outcome, found.ups, found.downs) == (2, 1, 1.0, 2, 0)
     assert found.requests == 4
 
@@ -191,7 +191,7 @@ def test_one_principal_has_only_so_many_labels_whoever_asked() -> None:
     for number in range(3):  # the other arm has its own count
         fold.take_result(result(f"s{number}", arm="stable", unit=f"v{number}"))
         fold.take_feedback(example(f"s{number}", ups=1, principals=("eve",)))
-    candidate, stable = fold.figures("candidate"), fold.figures("stable")
+    candidate, stable = fold.summary("candidate").figures, fold.summary("stable").figures
     assert (candidate.labels, candidate.ups, candidate.downs, stable.labels) == (3, 2, 1, 2)
 
 
@@ -200,7 +200,7 @@ def test_feedback_without_a_principal_is_limited_by_its_unit_only() -> None:
     for number in range(3):
         fold.take_result(result(f"r{number}", unit=f"u{number}"))
         fold.take_feedback(example(f"r{number}", ups=1))
-    assert fold.figures("candidate").labels == 3
+    assert fold.summary("candidate").figures.labels == 3
 
 
 def test_what_says_nothing_takes_nobodys_place() -> None:
@@ -209,7 +209,7 @@ def test_what_says_nothing_takes_nobodys_place() -> None:
         fold.take_result(result(f"r{at}", at=at))
     fold.take_feedback(example("r0", comments=("hm",)))
     fold.take_feedback(example("r1", ups=1))
-    assert fold.figures("candidate").labels == 1
+    assert fold.summary("candidate").figures.labels == 1
 
 
 def test_feedback_waits_for_its_result_and_that_of_others_is_dropped() -> None:
@@ -219,7 +219,7 @@ def test_feedback_waits_for_its_result_and_that_of_others_is_dropped() -> None:
     assert not fold.take_result(result("foreign", experiment="m:1"))
     assert not fold.take_result(msgspec.structs.replace(result("unassigned"), assignment=None))
     assert fold.take_result(result("r"))
-    found = fold.figures("candidate")
+    found = fold.summary("candidate").figures
     assert (found.requests, found.labels) == (1, 1)
 
 
@@ -230,7 +230,7 @@ def test_an_example_replaces_what_merged_less() -> None:
     assert fold.take_feedback(example(ups=1, downs=1, merged=2))
     assert not fold.take_feedback(example(ups=1, downs=1, merged=2))
     assert not fold.take_feedback(example(ups=1))
-    found = fold.figures("candidate")
+    found = fold.summary("candidate").figures
     assert (found.labels, found.outcome) == (1, 0.5)
 
 
@@ -243,7 +243,7 @@ def test_what_was_forgotten_stays_forgotten(known: bool) -> None:
     assert fold.forget("r")
     assert not fold.take_feedback(example(ups=1, merged=9))
     fold.take_result(result())
-    found = fold.figures("candidate")
+    found = fold.summary("candidate").figures
     assert (found.requests, found.labels) == (1, 0)
 
 
@@ -252,10 +252,10 @@ def test_a_request_id_used_again_is_another_request_and_feedback_is_on_the_first
     fold.take_feedback(example(ups=1))
     fold.take_result(result(submit="c", at=0, unit="nobody", finish="error"))
     fold.take_result(result(submit="b", at=9, unit="late", arm="stable"))
-    assert fold.figures("stable").labels == 1
+    assert fold.summary("stable").figures.labels == 1
     fold.take_result(result(submit="a", at=3, unit="early"))
     assert not fold.take_result(result(submit="a", at=3, unit="early"))
-    stable, candidate = fold.figures("stable"), fold.figures("candidate")
+    stable, candidate = fold.summary("stable").figures, fold.summary("candidate").figures
     assert (stable.requests, stable.labels) == (1, 0)
     assert (candidate.requests, candidate.errors, candidate.labels) == (2, 1, 1)
 
@@ -266,15 +266,15 @@ def test_the_waiting_and_the_requests_are_bounded_and_the_sums_stay() -> None:
         fold.take_feedback(example(f"w{number}", ups=1))
     for number in range(4):
         fold.take_result(result(f"w{number}"))
-    assert fold.figures("candidate").labels == 2
+    assert fold.summary("candidate").figures.labels == 2
     for number in range(10):
         fold.take_result(result(f"r{number}"))
     for number in range(10):
         fold.take_feedback(example(f"r{number}", ups=1))
-    found = fold.figures("candidate")
+    found = fold.summary("candidate").figures
     assert (found.requests, found.labels) == (14, 3)
     assert fold.take_feedback(example("w3", ups=1, downs=1, merged=2)), "it was counted already"
-    assert fold.figures("candidate").downs == 1
+    assert fold.summary("candidate").figures.downs == 1
 
 
 def test_the_units_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,10 @@ def test_the_units_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     fold = arms()
     for number in range(6):
         fold.take_result(result(f"r{number}", unit=f"u{number % 3}"))
-    assert (fold.summary("candidate").errors.units, fold.figures("candidate").requests) == (2, 4)
+    assert (fold.summary("candidate").errors.units, fold.summary("candidate").figures.requests) == (
+        2,
+        4,
+    )
 
 
 users = st.sampled_from(["ada", "bob", "eve"])

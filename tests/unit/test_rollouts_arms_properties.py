@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import (
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import (
     Arm,
     Assignment,
-    FeedbackExample,
     GenerationError,
     GenerationResult,
     Timings,
@@ -194,7 +194,7 @@ def test_the_summary_is_what_all_events_say(events: list[Any], metric: Metric, m
         assert found.outcome == moments([(u, value) for u, value in outcomes if value is not None])
         edits = [(u, CHANGED[one.edited_text]) for u, one in counted if one.edited_text is not None]
         assert found.edits == moments(edits)
-        figures = fold.figures(arm)
+        figures = fold.summary(arm).figures
         assert figures == found.figures
         assert figures.version == {"stable": "1", "candidate": "2"}[arm]
         assert (figures.ups, figures.downs) == (

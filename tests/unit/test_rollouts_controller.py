@@ -18,22 +18,27 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import observability.instruments
 from infra.contracts import catalogue, codec
-from infra.contracts.config_keys import RolloutConfig, as_json
+from infra.contracts.config_keys import as_json
+from infra.contracts.config_sections import RolloutConfig
 from infra.contracts.errors import RetryableError
-from infra.contracts.events import (
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import (
     Arm,
     Assignment,
-    FeedbackExample,
     GenerationError,
     GenerationResult,
-    ModelVersionPublished,
-    RolloutChanged,
-    RolloutDecided,
     Timings,
 )
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged, RolloutDecided
 from infra.registry.client import RegistryWatcher, change_rollout, publish_version
 from infra.registry.config import ConfigWatcher, publish_config
-from infra.registry.transitions import pinned, promoted, rolled_back, tried
+from infra.registry.transitions import (
+    IllegalTransition,
+    pinned,
+    promoted,
+    rolled_back,
+    tried,
+)
 from infra.rollouts import controller as under_test
 from infra.rollouts import observation
 from infra.rollouts.arms import Arms
@@ -646,13 +651,11 @@ def test_show_and_decisions(world: World, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_show_says_what_is_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from infra.contracts.errors import ConfigurationError
-
     world.set("rollout.auto", "false")
     said = run(world, monkeypatch, "show", "m")
     assert "too few to tell" in said
     assert "rollout.auto is off" in said
-    with pytest.raises(ConfigurationError, match="models that do: m"):
+    with pytest.raises(IllegalTransition, match="models that do: m"):
         run(world, monkeypatch, "show", "other")
     world.model("o", canary=False)
     assert "no canary, and nothing was decided yet" in run(world, monkeypatch, "show", "o")

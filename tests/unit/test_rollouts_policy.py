@@ -22,7 +22,7 @@ from benchmarks.bench_ab import (
     sequential,
     simulated,
 )
-from infra.contracts.events import ArmFigures
+from infra.contracts.events.model import ArmFigures
 from infra.rollouts.arms import ArmSummary
 from infra.rollouts.policy import GUARDRAILS, Decision, Policy, breached, decide, differs, judged
 from infra.rollouts.sequential import Moments, difference, estimate, sequence

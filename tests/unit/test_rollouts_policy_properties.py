@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import ArmFigures, GateCheck
+from infra.contracts.events.model import ArmFigures, GateCheck
 from infra.rollouts.arms import ArmSummary
 from infra.rollouts.policy import Policy, breached, decide, differs, judged
 from infra.rollouts.sequential import Interval, Moments, difference, estimate, log_of, sequence

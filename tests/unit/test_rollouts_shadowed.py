@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from infra.contracts import catalogue, codec
-from infra.contracts.events import GenerationError, RolloutChanged, ShadowCompared, Timings
+from infra.contracts.events.generation import GenerationError, ShadowCompared, Timings
+from infra.contracts.events.model import RolloutChanged
 from infra.rollouts.shadowed import read_shadow
 from infra.testing import InMemoryBus
 

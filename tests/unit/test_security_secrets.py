@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import observability.tracing
 import producers.gateway.tracing
 from infra.contracts import codec
-from infra.contracts.events import WorkerStatusReported
+from infra.contracts.events.platform import WorkerStatusReported
 from infra.identity.authenticator import PlatformAuthenticator
 from infra.identity.key_topic import KeysWatcher, create_key
 from infra.local import platform

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.contracts.events import Lineage, ModelVersionPublished
+from infra.contracts.events.model import Lineage, ModelVersionPublished
 from infra.registry.errors import ArtifactRejected
 from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("infra", "observability", "producers", "stream_workers", "trainer")
 UNSIGNED = "is not signed"
 ADDRESSES = {
-    "infra/contracts/events.py",  # declares it
+    "infra/contracts/events/model.py",  # declares it
     "infra/recovery/artifacts.py",  # says where a store has moved to
     "infra/recovery/taking.py",  # notes where files were
     "infra/registry/store.py",  # checks what it reads

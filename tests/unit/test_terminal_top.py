@@ -14,24 +14,16 @@ from rich.console import Console, RenderableType
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Record
-from infra.contracts.events import (
-    Event,
+from infra.contracts.events.base import Event
+from infra.contracts.events.generation import GenerationResult, Timings
+from infra.contracts.events.model import Lineage, ModelVersionPublished, RolloutChanged
+from infra.contracts.events.platform import (
     GatewayStatusReported,
-    GenerationResult,
-    Lineage,
-    ModelVersionPublished,
-    RolloutChanged,
-    Timings,
     VersionSwitch,
     WorkerStatusReported,
 )
-from infra.kafka.partition_lag import (
-    Commit,
-    GroupReport,
-    PartitionLag,
-    decode_commit,
-    offsets_partition,
-)
+from infra.kafka.commit_times import Commit, decode_commit, offsets_partition
+from infra.kafka.partition_lag import GroupReport, PartitionLag
 from infra.registry.workers import SILENT_MS
 from infra.terminal import lag_view, top_view
 from infra.terminal.top_model import STOPPED_SHOWN_MS, TopModel, quantile

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import TopicPartition
-from infra.contracts.events import (
-    FeedbackExample,
+from infra.contracts.events.feedback import FeedbackExample, PreferencePair
+from infra.contracts.events.model import (
     GateDecision,
     Lineage,
     ModelVersionPublished,
     OffsetRange,
-    PreferencePair,
     RolloutChanged,
 )
 from infra.registry.state import RegistryState

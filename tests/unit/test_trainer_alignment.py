@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from infra.contracts.errors import ConfigurationError
+from tests.models import small_llama
 from trainer.adapters import merged, with_adapter
 from trainer.alignment import (
     Answer,
@@ -40,21 +41,7 @@ IDS = st.lists(st.integers(2, 39), max_size=30)
 
 
 def small_model(seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            pad_token_id=PADDING,
-            bos_token_id=END,
-            eos_token_id=END,
-        )
-    )
+    return small_llama(40, seed=seed, pad_token_id=PADDING, bos_token_id=END, eos_token_id=END)
 
 
 def blocks_of(*texts: list[int]) -> list[Block]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import GateCheck, GateDecision
+from infra.contracts.events.model import GateCheck, GateDecision
 from trainer import gate as module
 from trainer.gate import Interval, Measured, Thresholds, bootstrap, decide, wins
 

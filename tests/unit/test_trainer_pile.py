@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zstandard
 from click.testing import CliRunner
@@ -31,7 +32,8 @@ from trainer.preparation.duplicates import (
     sign,
 )
 from trainer.preparation.mixture import PILE_WEIGHTS, interleave, quotas, shares
-from trainer.preparation.prepare import Plan, TooManyMalformed, prepare, read_report
+from trainer.preparation.prepare import Plan, TooManyMalformed, prepare
+from trainer.preparation.report import Report
 from trainer.preparation.sources import Malformed, parts_of, read_source, sources_of
 from trainer.preparation.steps import STEPS, build_steps
 
@@ -215,6 +217,14 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorruptShard, match="cut"):
+        read(path)
+
+
+def test_a_gzip_file_that_is_damaged_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress(line(prose(1)).encode())
+    path = tmp_path / "damaged.jsonl.gz"
+    path.write_bytes(whole[:10] + b"\x07" + whole[11:])  # no such kind of block
+    with pytest.raises(CorruptShard, match="damaged"):
         read(path)
 
 
@@ -446,7 +456,8 @@ def snapshot(out: Path) -> dict[str, bytes]:
 def test_what_goes_in_comes_out_or_is_accounted_for(tmp_path: Path) -> None:
     folder, out = raw(tmp_path / "raw"), tmp_path / "out"
     report = prepare(plan_of(folder, out))
-    assert report == read_report(out)
+    written = msgspec.json.decode((out / "report.json").read_bytes(), type=Report)
+    assert report == written
     # Every step begins with what the one before left.
     for before, after in zip(report.steps, report.steps[1:], strict=False):
         assert (before.documents_out, before.bytes_out) == (after.documents_in, after.bytes_in)

@@ -9,15 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contracts import catalogue, codec
-from infra.contracts.config_keys import TrainerConfig
-from infra.contracts.events import (
-    FeedbackExample,
-    FeedbackReceived,
-    GenerationResult,
-    PreferencePair,
-)
+from infra.contracts.config_sections import TrainerConfig
+from infra.contracts.events.feedback import FeedbackExample, FeedbackReceived, PreferencePair
 from infra.testing import InMemoryBus
 from stream_workers.feedback import MOST, MOST_BY_ONE, JoinState, encode_state, join
+from tests.joining import result
 from trainer.curation import BEYOND, CurationRules, curate
 from trainer.intake import FeedbackIntake
 from trainer.shares import Claim, Limit, in_turns, one_too_many, tenant_of, within
@@ -270,20 +266,6 @@ def test_the_default_cap_is_a_tenth() -> None:
 
 # In the join.
 
-RESULT = GenerationResult(
-    request_id="r",
-    submit_id="s",
-    model="default",
-    prompt="p",
-    text="out",
-    finish_reason="stop",
-    prompt_tokens=1,
-    output_tokens=1,
-    model_versions=("default@1",),
-    created_at_ms=1,
-    finished_at_ms=2,
-)
-
 
 def said(number: int, who: str | None, **what: object) -> FeedbackReceived:
     return FeedbackReceived(
@@ -296,7 +278,7 @@ def said(number: int, who: str | None, **what: object) -> FeedbackReceived:
 
 
 def joined(events: Sequence[FeedbackReceived]) -> tuple[JoinState, FeedbackExample]:
-    state, _ = join(JoinState(), RESULT)
+    state, _ = join(JoinState(), result("stop"))
     found: object = None
     for event in events:
         state, found = join(state, event)

@@ -19,8 +19,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import observability.instruments
-from infra.contracts.config_keys import TrainerConfig
-from infra.contracts.events import FeedbackExample
+from infra.contracts.config_sections import TrainerConfig
+from infra.contracts.events.feedback import FeedbackExample
 from infra.settings import Settings
 from tests.learning import feedback, prepare, settings_at
 from trainer import recording

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.config_keys import TrainerConfig
-from infra.contracts.events import Lineage, ModelVersionPublished, OffsetRange
+from infra.contracts.config_sections import TrainerConfig
+from infra.contracts.events.model import Lineage, ModelVersionPublished, OffsetRange
 from trainer.replay import MOST, forgetting, replay_fraction
 
 CONFIG = TrainerConfig(replay_fraction=0.2, max_forgetting=0.01)

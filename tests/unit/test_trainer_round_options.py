@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from infra.contracts.config_keys import InvalidSetting, TrainerConfig, Value
+from infra.contracts.config_keys import InvalidSetting, Value
+from infra.contracts.config_sections import TrainerConfig
 from infra.contracts.errors import ConfigurationError
 from trainer.round_options import read_options, round_options
 

@@ -14,7 +14,8 @@ import pytest
 
 from infra.contracts import catalogue, codec
 from infra.contracts.errors import FatalError
-from infra.contracts.events import FeedbackExample, Lineage, ModelVersionPublished, RolloutChanged
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.model import Lineage, ModelVersionPublished, RolloutChanged
 from infra.registry.client import RegistryWatcher, change_rollout, read_registry
 from infra.registry.config import ConfigWatcher, publish_config
 from infra.registry.lineage import LEARNT_FROM

@@ -22,20 +22,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.contracts.errors import ConfigurationError
-from trainer import tokens as token_shards
+from tests.models import small_llama
 from trainer.packing import IGNORED, document, fill
 from trainer.tokenizer import load_tokenizer, train_tokenizer
-from trainer.tokens import (
+from trainer.tokens import writing
+from trainer.tokens.format import (
     MANIFEST,
-    PROGRESS,
-    BlockSampler,
     DamagedShards,
-    DocumentsChanged,
     TokenManifest,
-    TokenShards,
     UnfinishedShards,
     UnusableShards,
-    epoch_order,
+)
+from trainer.tokens.reading import TokenShards, epoch_order
+from trainer.tokens.writing import (
+    PROGRESS,
+    DocumentsChanged,
     tokenizer_sha256,
     write_token_shards,
 )
@@ -96,7 +97,7 @@ def expected_blocks(texts: Sequence[str], size: int) -> list[Any]:
 
 @pytest.fixture
 def small_batches() -> Iterator[None]:
-    with mock.patch.object(token_shards, "BATCH_DOCUMENTS", 3):
+    with mock.patch.object(writing, "BATCH_DOCUMENTS", 3):
         yield
 
 
@@ -114,7 +115,7 @@ def test_shards_hold_what_filling_gives(
     expected = expected_blocks(texts, size)
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(token_shards, "BATCH_DOCUMENTS", batch),
+        mock.patch.object(writing, "BATCH_DOCUMENTS", batch),
     ):
         manifest = write(Path(folder), texts, size=size, shard_blocks=shard_blocks)
         shards = TokenShards(Path(folder))
@@ -300,7 +301,7 @@ def test_a_stop_from_the_progress_call_can_be_gone_on_from(tmp_path: Path) -> No
         if seen > 20:
             raise KeyboardInterrupt
 
-    with mock.patch.object(token_shards, "BATCH_DOCUMENTS", 7):
+    with mock.patch.object(writing, "BATCH_DOCUMENTS", 7):
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, progress=follow)
         write(tmp_path, progress=lambda *now: calls.append(now))
@@ -407,57 +408,6 @@ def test_a_folder_without_shards_is_unfinished(tmp_path: Path) -> None:
             TokenShards(directory)
 
 
-SAMPLERS = st.tuples(
-    st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**40)
-).filter(lambda drawn: drawn[0] >= drawn[1] * drawn[2])
-
-
-@given(SAMPLERS)
-def test_an_epoch_covers_each_block_at_most_once(drawn: tuple[int, int, int, int]) -> None:
-    count, batch_size, world_size, seed = drawn
-    ranks = [
-        BlockSampler(count, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    steps = ranks[0].steps_per_epoch
-    assert count - steps * batch_size * world_size < batch_size * world_size
-    for epoch in range(2):
-        taken = [
-            int(index)
-            for step in range(epoch * steps, (epoch + 1) * steps)
-            for rank in ranks
-            for index in rank.batch(step)
-        ]
-        assert len(taken) == len(set(taken)) == steps * batch_size * world_size
-        assert set(taken) <= set(range(count))
-
-
-@given(SAMPLERS, st.integers(0, 200))
-def test_ranks_together_take_what_one_alone_would(
-    drawn: tuple[int, int, int, int], step: int
-) -> None:
-    count, batch_size, world_size, seed = drawn
-    alone = BlockSampler(count, batch_size=batch_size * world_size, seed=seed)
-    together = [
-        BlockSampler(
-            count, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
-        ).batch(step)
-        for rank in range(world_size)
-    ]
-    assert np.concatenate(together).tolist() == alone.batch(step).tolist()
-
-
-@given(SAMPLERS, st.lists(st.integers(0, 100), max_size=8))
-def test_any_step_is_what_an_uninterrupted_run_takes(
-    drawn: tuple[int, int, int, int], steps: list[int]
-) -> None:
-    count, batch_size, _, seed = drawn
-    sampler = BlockSampler(count, batch_size=batch_size, seed=seed)
-    run = [sampler.batch(step).tolist() for step in range(101)]
-    resumed = BlockSampler(count, batch_size=batch_size, seed=seed)
-    assert [resumed.batch(step).tolist() for step in steps] == [run[step] for step in steps]
-
-
 def test_the_order_is_fixed_and_is_another_each_epoch_and_seed() -> None:
     assert epoch_order(8, seed=1, epoch=0).tolist() == [4, 6, 1, 3, 2, 0, 5, 7]
     orders = [epoch_order(500, seed=seed, epoch=epoch) for seed in (1, 2) for epoch in (0, 1)]
@@ -466,21 +416,6 @@ def test_the_order_is_fixed_and_is_another_each_epoch_and_seed() -> None:
         assert order.dtype == np.int64
         assert sorted(order.tolist()) == list(range(500))
     assert epoch_order(0, seed=1, epoch=0).size == 0
-
-
-def test_a_sampler_hands_out_copies_and_says_what_it_cannot_do() -> None:
-    sampler = BlockSampler(8, batch_size=4, seed=1)
-    first = sampler.batch(0)
-    first[:] = -1
-    assert (sampler.batch(0) >= 0).all()
-    with pytest.raises(ValueError, match="8 blocks do not fill one step of 3 times 4"):
-        BlockSampler(8, batch_size=4, seed=1, world_size=3)
-    with pytest.raises(ValueError, match="rank 2 of 2"):
-        BlockSampler(8, batch_size=4, seed=1, rank=2, world_size=2)
-    with pytest.raises(ValueError, match="batches of 0"):
-        BlockSampler(8, batch_size=0, seed=1)
-    with pytest.raises(ValueError, match="count from 0"):
-        sampler.batch(-1)
 
 
 def real_tokenizer() -> Any:
@@ -499,24 +434,11 @@ def test_a_tokenizer_is_known_by_what_it_does(tmp_path: Path) -> None:
 
 def test_the_loss_of_packed_blocks_is_that_of_their_pieces(tmp_path: Path) -> None:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = real_tokenizer()
     write_token_shards(tmp_path, TEXTS, tokenizer, size=32, shard_blocks=3)
     shards = TokenShards(tmp_path)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.3,
-        )
-    ).eval()
+    model = small_llama(len(tokenizer), seed=0, initializer_range=0.3).eval()
     tokens, labels, positions = map(torch.from_numpy, shards.batch(range(len(shards))))
     pieces = [
         torch.tensor([piece])

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.config_keys import TrainerConfig
+from infra.contracts.config_sections import TrainerConfig
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import FeedbackExample
+from infra.contracts.events.feedback import FeedbackExample
 from trainer.triggers import LiveWinRate, Schedule, liked, why_now
 
 CONFIG = TrainerConfig(min_examples=10, max_wait_s=60.0, drift_drop=0.1)

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from infra.contracts.errors import ConfigurationError, FatalError
-from infra.contracts.events import Lineage, ModelVersionPublished
+from infra.contracts.events.model import Lineage, ModelVersionPublished
 from infra.registry.client import read_registry
 from infra.registry.state import RegistryState
 from infra.registry.store import ArtifactStore

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from infra.contracts.config_keys import TenantConfig
+from infra.contracts.config_sections import TenantConfig
 from stream_workers.admission import Limits, Priority, Scheduler, Ticket, TokenBudget
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.config_keys import TenantConfig
+from infra.contracts.config_sections import TenantConfig
 from stream_workers.admission import (
     USAGE_DECAY,
     Limits,

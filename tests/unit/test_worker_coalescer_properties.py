@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import TokenLogprob
+from infra.contracts.events.generation import TokenLogprob
 from stream_workers.coalescer import CROWD, WIDEST, ChunkDraft, Coalescer, crowding
 
 STEP = st.tuples(

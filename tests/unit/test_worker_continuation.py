@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import SamplingParameters, StructuredOutput
+from infra.contracts.events.generation import SamplingParameters, StructuredOutput
 from stream_workers.continuation import (
     AnswerText,
     StopScanner,

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from infra.contracts.bus import Record, TopicPartition
 from infra.contracts.catalogue import REQUESTS
-from infra.contracts.events import GenerationCancellation, GenerationRequest
+from infra.contracts.events.generation import GenerationCancellation, GenerationRequest
 from stream_workers import outcomes
 from stream_workers.admission import Limits, Scheduler
 from stream_workers.dispatcher import Dispatcher, DispatchOptions

@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 def test_a_model_is_not_spread_over_gpus_that_are_not_there() -> None:
     from vllm.platforms import current_platform
 
-    from stream_workers.engine_vllm import VllmEngine, VllmOptions
+    from stream_workers.engine_vllm import VllmEngine
+    from stream_workers.vllm_options import VllmOptions
 
     if not current_platform.is_cpu():
         pytest.skip("this vLLM has GPUs")

@@ -5,12 +5,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import (
-    FeedbackExample,
-    FeedbackForgotten,
-    FeedbackReceived,
-    GenerationResult,
-)
+from infra.contracts.events.feedback import FeedbackExample, FeedbackForgotten, FeedbackReceived
+from infra.contracts.events.generation import GenerationResult
 from stream_workers.feedback import Joined, JoinState, decode_state, encode_state, join
 from tests.joining import result
 

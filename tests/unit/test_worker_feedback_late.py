@@ -8,11 +8,7 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import (
-    FeedbackExample,
-    FeedbackForgotten,
-    FeedbackReceived,
-)
+from infra.contracts.events.feedback import FeedbackExample, FeedbackForgotten, FeedbackReceived
 from stream_workers.feedback import Joined, JoinState, corrected, join, merged
 from tests.joining import result
 

@@ -9,14 +9,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import (
-    Assignment,
+from infra.contracts.events.feedback import (
     FeedbackExample,
     FeedbackForgotten,
     FeedbackReceived,
-    GenerationResult,
     PreferencePair,
 )
+from infra.contracts.events.generation import Assignment, GenerationResult
 from stream_workers import feedback as module
 from stream_workers.feedback import Joined, JoinState, decode_state, encode_state, expire, join
 from tests.metering import metered

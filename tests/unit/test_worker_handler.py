@@ -13,7 +13,7 @@ from infra.contracts.assembly import ChunkAssembler
 from infra.contracts.bus import Record
 from infra.contracts.codec import DEADLINE_HEADER, encode
 from infra.contracts.errors import UnsupportedSchemaVersion
-from infra.contracts.events import (
+from infra.contracts.events.generation import (
     GenerationCancellation,
     GenerationChunk,
     GenerationRequest,

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from infra.contracts.catalogue import EXAMPLES, FEEDBACK, RESULTS
 from infra.contracts.codec import encode
-from infra.contracts.events import FeedbackExample, FeedbackReceived, GenerationResult
-from stream_workers.app import FeedbackJoin, InOrder
+from infra.contracts.events.feedback import FeedbackExample, FeedbackReceived
+from infra.contracts.events.generation import GenerationResult
+from stream_workers.join_agents import FeedbackJoin, InOrder
 from stream_workers.join_table import JoinTable
 from tests.joining import result
 

@@ -11,7 +11,7 @@ from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.contracts.events import FeedbackForgotten, FeedbackReceived
+from infra.contracts.events.feedback import FeedbackForgotten, FeedbackReceived
 from stream_workers.feedback import JoinState, expire, join
 from stream_workers.join_table import JoinTable, Window, changelog_config
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import ChatMessage
+from infra.contracts.events.generation import ChatMessage
 from stream_workers.prompt_tokens import PromptTokens
 
 

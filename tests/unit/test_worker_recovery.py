@@ -7,7 +7,7 @@ import pytest
 from infra.contracts.bus import TopicPartition
 from infra.contracts.catalogue import CHUNKS, REQUESTS
 from infra.contracts.codec import encode
-from infra.contracts.events import GenerationRequest
+from infra.contracts.events.generation import GenerationRequest
 from infra.testing import InMemoryBus
 from stream_workers.offsets import Position
 from stream_workers.recovery import recover

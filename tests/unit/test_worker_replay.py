@@ -18,20 +18,20 @@ from infra.cli import cli
 from infra.contracts.catalogue import EXAMPLES, REQUESTS, REQUESTS_BATCH, RESULTS
 from infra.contracts.codec import encode
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import (
+from infra.contracts.events.feedback import FeedbackExample
+from infra.contracts.events.generation import (
     ChatMessage,
-    FeedbackExample,
     FinishReason,
-    GateDecision,
     GenerationError,
     GenerationRequest,
     GenerationResult,
-    Lineage,
-    ModelVersionPublished,
-    RolloutChanged,
     SamplingParameters,
 )
-from infra.registry.client import publish_rollout, publish_version, read_registry
+from infra.contracts.events.model import (
+    GateDecision,
+    RolloutChanged,
+)
+from infra.registry.client import publish_rollout, read_registry
 from infra.registry.store import ArtifactStore
 from infra.testing import InMemoryBus, InMemoryPublisher
 from stream_workers.engine import EngineDead, EngineOutput
@@ -40,7 +40,7 @@ from stream_workers.replay import Target, answers_of, target_of
 from stream_workers.replay_figures import figures_of, lead_of, pair_of, repetition
 from stream_workers.replay_past import Answer, Case, Past, read_past
 from stream_workers.replay_report import REPORT, Replay, most_different, summary, write
-from tests.gates import SPAN, decision
+from tests.gates import decision, publish_files
 
 GREEDY = SamplingParameters(temperature=0, max_tokens=8)
 
@@ -447,23 +447,18 @@ class Place:
         source = self._folder / f"source-{name}"
         source.mkdir()
         (source / "config.json").write_text(json.dumps({"name": name}))
-        uri, manifest = self.store.put(source, model="default", version=name)
-        event = ModelVersionPublished(
+        publish_files(
+            self.topics.bus,
+            self.store,
+            source,
             model="default",
             version=name,
-            kind="full" if base is None else "lora",
-            base=base,
-            artifact_uri=uri,
-            manifest=manifest,
-            created_at_ms=0,
-            lineage=Lineage(objective="sft", feedback=(SPAN,) if gate is not None else ()),
             gate=gate,
+            base=base,
         )
-        publisher = self.topics.bus.publisher()
-        publish_version(publisher, event)
         if stable:
             change = RolloutChanged(model="default", revision=1, stable=name, changed_at_ms=0)
-            publish_rollout(publisher, change)
+            publish_rollout(self.topics.bus.publisher(), change)
 
 
 def test_a_version_is_found_with_its_base_and_what_stands_against_it(tmp_path: Path) -> None:

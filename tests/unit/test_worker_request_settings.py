@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra.contracts import codec
 from infra.contracts.config_sections import SamplingConfig, TenantConfig
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import GenerationRequest, SamplingParameters
+from infra.contracts.events.generation import GenerationRequest, SamplingParameters
 from stream_workers.request_settings import settled
 
 OURS = SamplingConfig(max_tokens=40, temperature=0.1, top_p=0.5, top_k=3, repetition_penalty=1.2)

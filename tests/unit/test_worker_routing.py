@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contracts.assembly import ChunkAssembler
-from infra.contracts.events import (
+from infra.contracts.events.generation import (
     Assignment,
     GenerationRequest,
     SamplingParameters,
@@ -216,7 +216,7 @@ def test_what_was_not_answered_is_not_copied(tmp_path: Path, finish: str) -> Non
         )
         await asyncio.sleep(0.02)
         if finish == "cancelled":
-            from infra.contracts.events import GenerationCancellation
+            from infra.contracts.events.generation import GenerationCancellation
 
             place.handler.cancel(
                 GenerationCancellation(request_id="r1", created_at_ms=now_ms() + 1000)

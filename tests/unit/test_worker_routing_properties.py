@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contracts.config_sections import Participation
-from infra.contracts.events import (
-    Arm,
-    Assignment,
-    GenerationRequest,
-    Lineage,
-    ModelVersionPublished,
-    RolloutChanged,
-    Unit,
-)
+from infra.contracts.events.generation import Arm, Assignment, GenerationRequest
+from infra.contracts.events.model import Lineage, ModelVersionPublished, RolloutChanged, Unit
 from infra.registry.state import RegistryState
 from infra.rollouts.assignment import cohort, draw, place, unit_of
 from stream_workers.plan import Plan, obstacle, plan_of, version_name

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from infra.contracts.errors import RequestRefused
-from infra.contracts.events import SamplingParameters, StructuredOutput
+from infra.contracts.events.generation import SamplingParameters, StructuredOutput
 from stream_workers.sampling import MAX_BEAMS, MAX_COMPLETIONS, check_sampling
 
 CHOICE = StructuredOutput(choice=("yes", "no"))

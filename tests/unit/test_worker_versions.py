@@ -15,15 +15,14 @@ from safetensors.numpy import save_file
 from infra.contracts import catalogue, codec
 from infra.contracts.config_sections import Participation
 from infra.contracts.errors import ConfigurationError
-from infra.contracts.events import (
+from infra.contracts.events.generation import GenerationRequest
+from infra.contracts.events.model import (
     GateDecision,
-    GenerationRequest,
-    Lineage,
     ModelVersionPublished,
     RolloutChanged,
-    WorkerStatusReported,
 )
-from infra.registry.client import RegistryWatcher, publish_rollout, publish_version
+from infra.contracts.events.platform import WorkerStatusReported
+from infra.registry.client import RegistryWatcher, publish_rollout
 from infra.registry.store import ArtifactStore
 from infra.registry.workers import WorkersWatcher
 from infra.settings import ArtifactStoreSettings
@@ -34,7 +33,7 @@ from stream_workers.engine_memory import MemoryEngine
 from stream_workers.plan import version_name
 from stream_workers.routing import Route
 from stream_workers.versions import VersionSwitcher, wait_for_plan
-from tests.gates import SPAN, decision
+from tests.gates import decision, publish_files
 
 
 class Place:
@@ -57,20 +56,9 @@ class Place:
             save_file({"layer.weight": np.zeros((6, 4), "f4")}, source / "model.safetensors")
         else:
             write_adapter(source)
-        uri, manifest = self.store.put(source, model="m", version=name)
-        event = ModelVersionPublished(
-            model="m",
-            version=name,
-            kind="full" if base is None else "lora",
-            base=base,
-            artifact_uri=uri,
-            manifest=manifest,
-            created_at_ms=0,
-            lineage=Lineage(objective="sft", feedback=(SPAN,) if gate is not None else ()),
-            gate=gate,
+        return publish_files(
+            self.bus, self.store, source, model="m", version=name, gate=gate, base=base
         )
-        publish_version(self.bus.publisher(), event)
-        return event
 
     def serve(self, name: str, **changes: Any) -> None:
         """Whatever the rules say: some writer may not know them."""

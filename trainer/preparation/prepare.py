@@ -14,29 +14,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise, repeat
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
 from opentelemetry import trace
 
-from infra.contracts.errors import ConfigurationError, FeedloomError
-from infra.files import sha256_of, whole_file
+from infra.contracts.errors import FeedloomError
+from infra.files import whole_file
 from observability.instruments import OUTCOME, PILE_DOCUMENTS, PILE_STEP
 from observability.tracing import span
-from trainer.pile import PileRow, read_shards, shard_paths, write_shards
+from trainer.pile import PileRow, read_shards, write_shards
 from trainer.preparation.duplicates import Contamination, exact_copies, near_copies
 from trainer.preparation.mixture import PILE_WEIGHTS, interleave, quotas
+from trainer.preparation.report import (
+    Report,
+    SetReport,
+    cleaned,
+    merged,
+    shards_of,
+    whole_steps,
+)
 from trainer.preparation.sources import Malformed, Source, parts_of, read_source
 from trainer.preparation.stages import (
+    DIGESTS,
+    MALFORMED,
     Amount,
     PartReport,
     Sizes,
+    amount_of,
     clean,
     clean_source,
     distinct,
     is_heldout,
+    part_file,
     part_report,
     sign_part,
     sort_part,
@@ -83,36 +95,6 @@ class Plan:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of the result."""
-
-    name: str
-    sha256: str
-
-
-class SetReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One ``pile_set_name``: what was there after all steps, and what the mixture took."""
-
-    documents_available: int
-    bytes_available: int
-    documents: int
-    bytes: int
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """``report.json`` beside the shards. ``seconds`` from start to end, of this run."""
-
-    format: int
-    sources: list[PartReport]
-    steps: list[StepCounts]
-    sets: dict[str, SetReport]
-    train: list[Shard]
-    heldout: list[Shard]
-    heldout_documents: int
-    malformed: int
-    seconds: float
-
-
 def prepare(plan: Plan, progress: Progress = lambda stage, done, total: None) -> Report:
     """Write ``train/``, ``heldout/``, ``malformed.jsonl`` and ``report.json``, in a trace.
 
@@ -142,9 +124,8 @@ def _prepare(plan: Plan, progress: Progress) -> Report:
         parts = _clean_all(plan, work, pool, progress)
         malformed = _quarantine(plan, work, parts)
         copies = exact_copies(
-            (work / "clean" / f"{part:05d}.digests").read_bytes() for part in range(len(parts))
+            part_file(work, part, DIGESTS).read_bytes() for part in range(len(parts))
         )
-        cleaned = _cleaned(parts)
         unique = _sign(work, copies, pool, progress)
         near = near_copies(work / "signatures", work / "scratch", len(parts))
         distinct_left, heldout = _hold_out(work, copies, near, plan)
@@ -156,25 +137,23 @@ def _prepare(plan: Plan, progress: Progress) -> Report:
     wanted = quotas(available, plan.weights, plan.size_bytes)
     taken: dict[str, list[int]] = {}
     write_shards(plan.directory / "train", _mixed(work, sizes, wanted, taken))
-    held = Amount(len(heldout), sum(len(row.text.encode()) for row in heldout))
     left = [
-        cleaned,
+        cleaned(parts),
         unique,
         distinct_left,
-        Amount(distinct_left.documents - held.documents, distinct_left.bytes - held.bytes),
+        distinct_left - amount_of(heldout),
         Amount(
             sum(len(one.bytes) for files in sizes.values() for one in files),
             sum(available.values()),
         ),
         Amount(sum(map(len, taken.values())), sum(map(sum, taken.values()))),
     ]
-    whole = _whole_steps(left, contaminated)
+    whole = whole_steps(left, contaminated)
     _count(whole)
-    steps = _merged(parts) + whole
     report = Report(
         format=FORMAT,
         sources=parts,
-        steps=steps,
+        steps=merged(parts) + whole,
         sets={
             name: SetReport(
                 documents_available=sum(len(one.bytes) for one in sizes[name]),
@@ -184,8 +163,8 @@ def _prepare(plan: Plan, progress: Progress) -> Report:
             )
             for name in sorted(sizes)
         },
-        train=_shards(plan.directory / "train"),
-        heldout=_shards(plan.directory / "heldout"),
+        train=shards_of(plan.directory / "train"),
+        heldout=shards_of(plan.directory / "heldout"),
         heldout_documents=len(heldout),
         malformed=malformed,
         seconds=time.monotonic() - begin,
@@ -194,16 +173,6 @@ def _prepare(plan: Plan, progress: Progress) -> Report:
         stream.write(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     shutil.rmtree(work)
     return report
-
-
-def read_report(directory: Path) -> Report:
-    """Of a finished preparation. Raises ConfigurationError where there is none."""
-    path = directory / REPORT
-    if not path.is_file():
-        raise ConfigurationError(
-            f"{directory} holds no {REPORT}: `feedloom pile prepare` writes it"
-        )
-    return msgspec.json.decode(path.read_bytes(), type=Report)
 
 
 def _open_work(work: Path, fingerprint: str) -> None:
@@ -231,8 +200,8 @@ def _pool(workers: int) -> Iterator[Executor]:
 
 
 def _clean_all(plan: Plan, work: Path, pool: Executor, progress: Progress) -> list[PartReport]:
-    files = [source for source in plan.sources if source.format not in ("hub", "machine")]
-    streams = [source for source in plan.sources if source.format in ("hub", "machine")]
+    files = [source for source in plan.sources if source.is_file]
+    streams = [source for source in plan.sources if not source.is_file]
     waiting = {
         part: pool.submit(clean_source, work, part, source, plan.steps, plan.languages)
         for part, source in enumerate(files)
@@ -259,8 +228,8 @@ def _clean_stream(plan: Plan, work: Path, source: Source, part: int, progress: P
     rows = read_source(source, malformed.append, skip=skip)
     for piece in [rows] if source.format == "machine" else parts_of(rows):
         progress(f"cleaning {source.location}", part, 0)
-        cleaned = clean(work, part, source, piece, malformed, plan.steps, plan.languages)
-        _count(cleaned.steps)
+        report = clean(work, part, source, piece, malformed, plan.steps, plan.languages)
+        _count(report.steps)
         part += 1
     return part
 
@@ -270,7 +239,7 @@ def _quarantine(plan: Plan, work: Path, parts: Sequence[PartReport]) -> int:
     path = plan.directory / QUARANTINE
     with path.open("wb") as stream:
         for part in range(len(parts)):
-            stream.write((work / "clean" / f"{part:05d}.malformed.jsonl").read_bytes())
+            stream.write(part_file(work, part, MALFORMED).read_bytes())
     malformed = sum(part.malformed for part in parts)
     lines = malformed + sum(part.documents for part in parts)
     if malformed > plan.max_malformed * lines:
@@ -283,20 +252,11 @@ def _quarantine(plan: Plan, work: Path, parts: Sequence[PartReport]) -> int:
     return malformed
 
 
-def _cleaned(parts: Sequence[PartReport]) -> Amount:
-    cleaned = Amount()
-    for part in parts:
-        last = part.steps[-1] if part.steps else None
-        cleaned.documents += part.documents if last is None else last.documents_out
-        cleaned.bytes += part.bytes if last is None else last.bytes_out
-    return cleaned
-
-
 def _sign(work: Path, copies: Sequence[set[int]], pool: Executor, progress: Progress) -> Amount:
     unique, count = Amount(), len(copies)
     signed = pool.map(sign_part, repeat(work), range(count), copies)
     for done, amount in enumerate(signed, start=1):
-        unique = Amount(unique.documents + amount.documents, unique.bytes + amount.bytes)
+        unique += amount
         progress("near copies", done, count)
     return unique
 
@@ -372,41 +332,3 @@ def _count(steps: Sequence[StepCounts]) -> None:
         }
         for outcome, count in amounts.items():
             PILE_DOCUMENTS.add(count, {PILE_STEP: step.name, OUTCOME: outcome})
-
-
-def _merged(parts: Sequence[PartReport]) -> list[StepCounts]:
-    merged: dict[str, StepCounts] = {}
-    for part in parts:
-        for counts in part.steps:
-            merged.setdefault(counts.name, StepCounts(name=counts.name)).add(counts)
-    return list(merged.values())
-
-
-def _whole_steps(left: Sequence[Amount], contaminated: Mapping[str, int]) -> list[StepCounts]:
-    """The steps over all documents. ``left``: before the first of them, and after each."""
-    drops: Mapping[str, Mapping[str, int] | str] = {
-        "exact-copies": "copy",
-        "near-copies": "near copy",
-        "held-out": "kept for evaluation",
-        "decontamination": contaminated,
-        "mixture": "more than its share",
-    }
-    counts = []
-    for (name, reason), (before, after) in zip(drops.items(), pairwise(left), strict=True):
-        lost = before.documents - after.documents
-        dropped = {reason: lost} if isinstance(reason, str) else dict(reason)
-        counts.append(
-            StepCounts(
-                name=name,
-                documents_in=before.documents,
-                bytes_in=before.bytes,
-                documents_out=after.documents,
-                bytes_out=after.bytes,
-                dropped={why: number for why, number in dropped.items() if number},
-            )
-        )
-    return counts
-
-
-def _shards(directory: Path) -> list[Shard]:
-    return [Shard(name=path.name, sha256=sha256_of(path)) for path in shard_paths(directory)]

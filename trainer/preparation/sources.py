@@ -7,6 +7,7 @@ passed over.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -57,9 +58,14 @@ class Source:
     location: str
 
     @property
+    def is_file(self) -> bool:
+        """Else it is a stream, which is read from its beginning."""
+        return self.format not in ("hub", "machine")
+
+    @property
     def identity(self) -> list[Any]:
         """Changes when a file does."""
-        if self.format in ("hub", "machine"):
+        if not self.is_file:
             return [self.format, self.location]
         status = Path(self.location).stat()
         return [self.format, self.location, status.st_size, status.st_mtime_ns]
@@ -142,7 +148,7 @@ def _gzip_lines(path: Path) -> Iterator[bytes]:
     try:
         with gzip.open(path, "rb") as stream:
             yield from stream
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise CorruptShard(f"{path} cannot be read: {error}") from error
 
 
@@ -213,13 +219,12 @@ def _mapped_rows(file: str, rows: Iterable[Any], bad: Bad, *, start: int) -> Ite
 
 
 def _machine_rows() -> Iterator[PileRow]:
-    import os
-
+    from infra.cores import available
     from infra.settings import load_settings
     from trainer.corpus import assemble, collect
 
-    workers = max(1, len(os.sched_getaffinity(0)))
-    corpus = assemble(collect(load_settings().bootstrap.corpus_mb, workers=workers))
+    limit_mb = load_settings().bootstrap.corpus_mb
+    corpus = assemble(collect(limit_mb, workers=len(available())))
     for document in corpus.train:
         yield document.row()
 

@@ -22,6 +22,8 @@ from trainer.preparation.duplicates import Contamination, digest, sign
 from trainer.preparation.sources import Malformed, Source, read_source
 from trainer.preparation.steps import StepCounts, build_steps
 
+DIGESTS = ".digests"
+MALFORMED = ".malformed.jsonl"
 _UNSAFE = re.compile(r"[^A-Za-z0-9]+")
 
 
@@ -53,6 +55,20 @@ class Amount:
             self.add(row)
             yield row
 
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.documents + other.documents, self.bytes + other.bytes)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.documents - other.documents, self.bytes - other.bytes)
+
+
+def amount_of(rows: Iterable[PileRow]) -> Amount:
+    """How much these are."""
+    amount = Amount()
+    for row in rows:
+        amount.add(row)
+    return amount
+
 
 class Sizes(msgspec.Struct, kw_only=True):
     """Of the documents of one set in one part, in order: their bytes."""
@@ -80,15 +96,13 @@ def clean(
     languages: Sequence[str],
 ) -> PartReport:
     """Put documents through the steps and write what stays; ``malformed`` fills meanwhile."""
-    folder = work / "clean"
     digests = bytearray()
-
     amount = Amount()
     passing = amount.counting(rows)
     built = build_steps(steps, languages)
     for step in built:
         passing = step.run(passing)
-    with shard_writer(part_path(work, part)) as write:
+    with shard_writer(part_file(work, part, SUFFIX)) as write:
         for row in passing:
             digests += digest(row.text)
             write(row)
@@ -99,29 +113,29 @@ def clean(
         malformed=len(malformed),
         steps=[step.counts for step in built],
     )
-    _write(folder / f"{part:05d}.digests", bytes(digests))
+    _write(part_file(work, part, DIGESTS), bytes(digests))
     lines = b"".join(msgspec.json.encode(one) + b"\n" for one in malformed)
-    _write(folder / f"{part:05d}.malformed.jsonl", lines)
-    _write(folder / f"{part:05d}.json", msgspec.json.encode(report))
+    _write(part_file(work, part, MALFORMED), lines)
+    _write(part_file(work, part, ".json"), msgspec.json.encode(report))
     malformed.clear()
     return report
 
 
-def part_path(work: Path, part: int) -> Path:
-    """The cleaned documents of a part."""
-    return work / "clean" / f"{part:05d}{SUFFIX}"
+def part_file(work: Path, part: int, ending: str) -> Path:
+    """One of the files of a part; that of its cleaned documents ends as shards do."""
+    return work / "clean" / f"{part:05d}{ending}"
 
 
 def part_report(work: Path, part: int) -> PartReport | None:
     """``None`` until the part is complete."""
-    path = work / "clean" / f"{part:05d}.json"
+    path = part_file(work, part, ".json")
     return msgspec.json.decode(path.read_bytes(), type=PartReport) if path.is_file() else None
 
 
 def sign_part(work: Path, part: int, copies: AbstractSet[int]) -> Amount:
     """Signatures of what is no exact copy; returns how much that is."""
     amount = Amount()
-    rows = without(read_shards([part_path(work, part)]), copies)
+    rows = without(read_shards([part_file(work, part, SUFFIX)]), copies)
     sign(amount.counting(rows), work / "signatures", part)
     return amount
 
@@ -160,7 +174,7 @@ def distinct(
     work: Path, part: int, copies: AbstractSet[int], near: AbstractSet[int]
 ) -> Iterator[PileRow]:
     """The documents of a part that are no copies. ``near`` counts those that are no exact ones."""
-    return without(without(read_shards([part_path(work, part)]), copies), near)
+    return without(without(read_shards([part_file(work, part, SUFFIX)]), copies), near)
 
 
 def without(rows: Iterable[PileRow], removed: AbstractSet[int]) -> Iterator[PileRow]:

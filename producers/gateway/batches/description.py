@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from infra.contracts.events import BatchStatus
+from infra.contracts.events.gateway import BatchStatus
 from producers.gateway.bodies import Body
 
 Schema = dict[str, Any]

@@ -10,13 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Self
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Record, RecordPosition, TopicPartition, read_since, unread
 from infra.contracts.errors import ContractError, FatalError, FeedloomError
-from infra.contracts.events import BatchChanged, GenerationResult
+from infra.contracts.events.gateway import BatchChanged
+from infra.contracts.events.generation import GenerationResult
 from producers.client import GenerationClient
 from producers.gateway.batches import identity
 from producers.gateway.questions import Question
@@ -32,7 +31,7 @@ SILENCE_S = 60.0
 
 
 class Exchange:
-    """A context manager. ``wanted``: the ids of the batch's requests. Not safe across threads."""
+    """``wanted``: the ids of the batch's requests. Not safe across threads."""
 
     def __init__(
         self, bus: Bus, batch: BatchChanged, wanted: Container[str], *, source: str
@@ -122,17 +121,6 @@ class Exchange:
         """Flush and disconnect."""
         self._client.close()
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _mine(self, records: Iterable[Record]) -> Iterator[GenerationResult]:
         for record in records:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from infra.contracts.events import BatchChanged, BatchError
+from infra.contracts.events.gateway import BatchChanged, BatchError
 from infra.settings import GatewaySettings
 from producers.gateway import bodies, limits
 from producers.gateway.batches import identity
@@ -132,12 +132,7 @@ def ask(file: BinaryIO, line: Line, batch: BatchChanged, settings: GatewaySettin
             f"the credential is not for model {asked.model!r}",
             code="insufficient_permissions",
         )
-    if asked.characters > settings.max_prompt_characters:
-        raise invalid(
-            f"the prompt has {asked.characters} characters; "
-            f"{settings.max_prompt_characters} may be",
-            code="prompt_too_long",
-        )
+    asked.check_length(settings.max_prompt_characters)
     return asked
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Record, RecordPosition, TopicPartition, catch_up
 from infra.contracts.errors import ContractError, FatalError, FeedloomError, RetryableError
-from infra.contracts.events import BatchChanged, FileChanged
+from infra.contracts.events.gateway import BatchChanged, FileChanged
 from infra.registry.client import send
 from producers.gateway.batches.errors import BatchContended
 from producers.gateway.batches.state import FilesAndBatches, Standing

@@ -7,12 +7,11 @@ runners which know the same answers write the same bytes.
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from infra.contracts.events import GenerationResult
+from infra.contracts.events.generation import GenerationResult
 from producers.gateway import answers, identifiers
 from producers.gateway.batches import identity
 from producers.gateway.batches.lines import Line
@@ -120,10 +119,5 @@ class Outcomes:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._spool.close()

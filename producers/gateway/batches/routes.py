@@ -135,7 +135,7 @@ async def get_file(file_id: str, caller: Caller, batches: Batches) -> Response:
 async def get_content(file_id: str, caller: Caller, batches: Batches) -> Response:
     """A file's bytes."""
     caller.require("caller")
-    _, blocks = await _blocking(batches.content, caller, file_id)
+    blocks = await _blocking(batches.content, caller, file_id)
     return StreamingResponse(blocks, media_type="application/octet-stream")
 
 

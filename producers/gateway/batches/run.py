@@ -11,11 +11,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
 from infra.contracts.bus import Bus
-from infra.contracts.events import BatchChanged, BatchError, FileChanged, GenerationResult
+from infra.contracts.events.gateway import BatchChanged, BatchError, FileChanged
+from infra.contracts.events.generation import GenerationResult
 from infra.settings import GatewaySettings
 from producers.gateway.batches import identity, outcomes
 from producers.gateway.batches.errors import FileMissing
@@ -25,7 +27,7 @@ from producers.gateway.batches.log import BatchLog
 from producers.gateway.batches.outcomes import Outcomes
 from producers.gateway.batches.store import FileStore, fetch
 from producers.gateway.batches.tenure import Tenure
-from producers.gateway.errors import ApiError, not_found
+from producers.gateway.errors import ApiError, unknown_model
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ class BatchRun:
         self, batch: BatchChanged, plan: Plan, kept: Outcomes, file: BinaryIO, *, fresh: bool
     ) -> None:
         by_id = {line.request_id: line for line in plan.lines if line.request_id is not None}
-        with Exchange(self._bus, batch, by_id, source=self._source) as exchange:
+        with closing(Exchange(self._bus, batch, by_id, source=self._source)) as exchange:
             work = _Work(batch, by_id, kept, exchange, cancelling=batch.status == "cancelling")
             if not fresh:
                 self._catch_up(work)
@@ -168,10 +170,7 @@ class BatchRun:
         try:
             question = ask(file, line, work.batch, self._settings)
             if not self._known(question.model):
-                raise not_found(
-                    f"there is no model {question.model!r}; GET /v1/models lists them",
-                    code="model_not_found",
-                )
+                raise unknown_model(question.model)
         except ApiError as problem:
             work.kept.add(line, outcomes.refused(work.batch.batch_id, line, problem))
             return

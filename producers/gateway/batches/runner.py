@@ -23,7 +23,7 @@ import msgspec
 from infra.contracts.bus import Bus, Record
 from infra.contracts.catalogue import BATCHES_GROUP
 from infra.contracts.errors import FeedloomError, RetryableError
-from infra.contracts.events import BatchChanged, BatchError
+from infra.contracts.events.gateway import BatchChanged, BatchError
 from infra.settings import GatewaySettings
 from producers.gateway.batches.errors import BatchTaken
 from producers.gateway.batches.log import BATCHES, BatchLog

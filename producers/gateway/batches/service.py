@@ -13,7 +13,7 @@ import msgspec
 
 from infra.contracts import catalogue
 from infra.contracts.bus import Bus
-from infra.contracts.events import BatchChanged, FileChanged
+from infra.contracts.events.gateway import BatchChanged, FileChanged
 from infra.identity.principal import Principal
 from infra.settings import GatewaySettings
 from producers.gateway.batches import identity
@@ -109,14 +109,14 @@ class BatchService:
         except UnknownCursor:
             raise _unknown_cursor(after) from None
 
-    def content(self, caller: Principal, file_id: str) -> tuple[FileChanged, Iterator[bytes]]:
-        """A file and its bytes, in blocks. Raises ApiError 404."""
+    def content(self, caller: Principal, file_id: str) -> Iterator[bytes]:
+        """A file's bytes, in blocks. Raises ApiError 404."""
         event = self.file(caller, file_id)
         try:
             stream = self._store.open(event.file_id)
         except FileMissing:
             raise not_found(f"there is no file {file_id!r}") from None
-        return event, _blocks(stream)
+        return _blocks(stream)
 
     def delete(self, caller: Principal, file_id: str) -> FileChanged:
         """Remove a file for good. Raises ApiError 404, and 409 while a batch reads it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from infra.contracts.events import BatchChanged, BatchError, FileChanged
+from infra.contracts.events.gateway import BatchChanged, BatchError, FileChanged
 
 Json = dict[str, Any]
 WINDOW = "24h"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from infra.contracts.events import BatchChanged, BatchStatus, FileChanged
+from infra.contracts.events.gateway import BatchChanged, BatchStatus, FileChanged
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from infra.contracts.events import BatchChanged, BatchError
+from infra.contracts.events.gateway import BatchChanged, BatchError
 from producers.gateway.batches.errors import BatchTaken
 from producers.gateway.batches.log import BatchLog
 from producers.gateway.batches.state import Standing

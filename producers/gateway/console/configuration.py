@@ -17,7 +17,7 @@ from infra.contracts.config_keys import (
     as_json,
     setting,
 )
-from infra.contracts.events import ConfigChanged
+from infra.contracts.events.platform import ConfigChanged
 from infra.registry.config import ConfigWatcher, publish_config
 from infra.registry.config_history import PastChange, read_history, revert_config
 from producers.gateway.bodies import Body

@@ -16,7 +16,8 @@ import msgspec
 from infra.contracts import catalogue
 from infra.contracts.bus import Bus, Record
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import RolloutDecided, Timings
+from infra.contracts.events.generation import Timings
+from infra.contracts.events.model import RolloutDecided
 from infra.rollouts.arms import FAILED
 from infra.rollouts.decisions import DecisionsWatcher
 from producers.gateway.console.window import LiveWindow

@@ -7,12 +7,8 @@ from typing import Any
 
 import msgspec
 
-from infra.contracts.events import (
-    ModelVersionPublished,
-    RolloutChanged,
-    RolloutDecided,
-    WorkerStatusReported,
-)
+from infra.contracts.events.model import ModelVersionPublished, RolloutChanged, RolloutDecided
+from infra.contracts.events.platform import WorkerStatusReported
 from infra.registry.state import RegistryState
 from infra.registry.transitions import reasons, refusal, stage_of
 from infra.registry.workers import SILENT_MS

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from infra.contracts.bus import Bus
 from infra.contracts.errors import FeedloomError
-from infra.contracts.events import RolloutChanged, Unit
+from infra.contracts.events.model import RolloutChanged, Unit
 from infra.registry.client import RegistryWatcher, change_rollout
 from infra.registry.state import RegistryState
 from infra.registry.transitions import IllegalTransition, pinned, promoted, rolled_back, tried

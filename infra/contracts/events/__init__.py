@@ -1,0 +1,1 @@
+"""The events of the platform, as frozen, tagged structs: a module a family of topics."""
