@@ -208,22 +208,23 @@ class FeedbackIntake:
                 self._links.pop(request_id, None)
             self._examples.clear()
 
-    def go_back(self, used: Mapping[TopicPartition, int]) -> None:
-        """Take back what lies above these offsets: what had learnt from it was withdrawn.
+    def follow(self, used: Mapping[TopicPartition, int]) -> None:
+        """What versions in use have learnt from lies below these offsets now.
 
-        It is read again, up to the topic's end, and is in the next batch. A round starts by what
-        is newer, as before. Raises FatalError when the topic cannot be read.
+        What lies above is read again, up to the topic's end, and is in the next batch; what lies
+        below is in none. A round starts by what is newer than the last, as before. Raises
+        FatalError when the topic cannot be read.
         """
-        back = {
-            position: used.get(position, 0)
-            for position, before in self._used.items()
-            if used.get(position, 0) < before
-        }
-        if not back:
+        following = {position: used.get(position, 0) for position in self._used}
+        if following == self._used:
             return
-        self._used.update(back)
-        for position, offset in back.items():
-            self._reader.seek(position, offset)
+        self._used = following
+        for request_id in self._examples:
+            self._links.pop(request_id, None)
+        self._examples.clear()
+        for position, offset in following.items():
+            # What was not read yet may be for evaluation.
+            self._reader.seek(position, min(offset, self._next.get(position, 0)))
         self.catch_up()
 
     def close(self) -> None:

@@ -119,10 +119,12 @@ class TrainerService:
                 configuration.poll(0.0)
                 config = self._config(configuration)
                 before, counted = counted, self._in_use(watcher.state)
-                if before - counted:
-                    gone = ", ".join(sorted(before - counted))
-                    log.info("%s serves no more: its feedback is learnt again", gone)
-                    intake.go_back(next_offsets(in_use(watcher.state, self._model)))
+                if before != counted:
+                    if gone := ", ".join(sorted(before - counted)):
+                        log.info("%s serves no more: its feedback is learnt again", gone)
+                    if come := ", ".join(sorted(counted - before)):
+                        log.info("%s is in use: its feedback is learnt", come)
+                    intake.follow(next_offsets(in_use(watcher.state, self._model)))
                 rate.follow(self._serving(watcher.state))
                 why = "manual" if now else _due(intake, rate, schedule, config)
                 if why is None:

@@ -391,14 +391,31 @@ def test_what_a_withdrawn_version_had_learnt_is_taken_back() -> None:
     publish_examples(bus, example("c", ups=1))
     intake.poll(1)
     assert [one.request_id for one in intake.batch().examples] == ["c"]
-    intake.go_back(next_offsets([version_trained_on(learnt)]))
+    intake.follow(next_offsets([version_trained_on(learnt)]))
     assert [one.request_id for one in intake.batch().examples] == ["c"]
-    intake.go_back({})
+    intake.follow({})
     assert {one.request_id for one in intake.batch().examples} == {"a", "b", "c"}
     assert sum(span.end - span.start for span in intake.batch().ranges) == 4
     # What was in a round starts none, and what cannot be read is put aside once.
     assert intake.waiting == 1
     assert len(bus.records(f"{catalogue.EXAMPLES.name}.dlq")) == 1
+    # It serves again.
+    intake.follow(next_offsets([version_trained_on(learnt)]))
+    assert [one.request_id for one in intake.batch().examples] == ["c"]
+    assert sum(span.end - span.start for span in intake.batch().ranges) == 1
+    assert intake.waiting == 1
+    intake.close()
+
+
+def test_what_another_process_learnt_is_not_learnt_again_though_it_was_not_read_yet() -> None:
+    bus = InMemoryBus()
+    intake = FeedbackIntake(bus, model="default", measures=lambda one: one.prompt == "measures")
+    publish_examples(bus, example("a", ups=1), example("m", ups=1, prompt="measures"))
+    end = bus.end_offsets(catalogue.EXAMPLES.name)
+    publish_examples(bus, example("b", ups=1))
+    intake.follow(end)
+    assert [one.request_id for one in intake.batch().examples] == ["b"]
+    assert [one.request_id for one in intake.batch().measuring] == ["m"]
     intake.close()
 
 

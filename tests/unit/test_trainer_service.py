@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -320,6 +321,39 @@ def test_what_a_withdrawn_candidate_had_learnt_is_learnt_again_without_a_restart
     assert third.lineage.parent == "1"
     assert sum(span.end - span.start for span in third.lineage.feedback) == 16
     assert third.lineage.feedback_examples > 8
+
+
+def test_what_a_version_had_learnt_that_serves_again_is_not_learnt_again(
+    home: Path, bus: InMemoryBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "trainer")
+    configure(bus, strategy="canary")
+    send(bus, feedback(12, model="default"))
+    stop = threading.Event()
+    service = TrainerService(settings_at(home), bus, stop=stop)
+    thread = threading.Thread(target=service.run)
+    thread.start()
+
+    def wait_until(done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not done() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert done()
+
+    try:
+        wait_until(lambda: rollout(bus).candidate == "2")
+        change(bus, rolled_back)
+        wait_until(lambda: "2 serves no more" in caplog.text)
+        change(bus, promoted, "2")
+        wait_until(lambda: "2 is in use" in caplog.text)
+        send(bus, feedback(8, model="default", start=12))
+        wait_until(lambda: rollout(bus).candidate == "3")
+    finally:
+        stop.set()
+        thread.join(60)
+    third = versions(bus)[-1]
+    assert third.lineage.parent == "2"
+    assert sum(span.end - span.start for span in third.lineage.feedback) == 8
 
 
 def test_full_weights_make_no_shadow_and_stay_gated(
