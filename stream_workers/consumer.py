@@ -9,9 +9,11 @@ Group membership, rebalancing, table recovery and every other topic stay Faust's
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from aiokafka.structs import TopicPartition as BrokerPartition
@@ -32,13 +34,14 @@ aiokafka has one fetch under way for a broker: a partition that is resumed waits
 POLL_S = 0.1
 """How long one fetch may keep a partition that was resumed meanwhile waiting."""
 
+HELD_S = 0.02
+"""Until who asks for records while none are fetched may ask again."""
+
 
 class Intake(Protocol):
     """Who takes the requests. See ``dispatcher.Dispatcher``."""
 
     def take(self, partition: TopicPartition, records: Iterable[Record]) -> None: ...
-
-    def next_offset(self, partition: TopicPartition) -> int | None: ...
 
     def pump(self) -> None: ...
 
@@ -78,9 +81,31 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
     async def perform_seek(self) -> None:
         """Faust seeks to committed offsets; for requests, to the stable ones, told to the intake.
 
-        Called once partitions are assigned and tables recovered, before anything is fetched.
+        Called once partitions are assigned and tables recovered.
+        """
+        async with self._seeking():
+            await self._perform_seek()
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        """As Faust's, which begins to read a table's changelog so."""
+        async with self._seeking():
+            await super().seek_wait(partitions)
+
+    @asynccontextmanager
+    async def _seeking(self) -> AsyncIterator[None]:
+        """Nothing is fetched meanwhile, and what was fetched before is dropped: it comes again.
+
+        Faust cancels who waits for a fetch when partitions move, but not the fetch: that would take
+        records behind the seek, and nobody would get them.
         """
         self._seeks += 1
+        await self._thread.hold()
+        try:
+            yield
+        finally:
+            await self._thread.release()
+
+    async def _perform_seek(self) -> None:
         await super().perform_seek()
         transport = self._intake
         mine = [tp for tp in self.assignment() if tp.topic in transport.topics]
@@ -126,7 +151,7 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
         fetched, active = await self._wait_next_records(POLL_S)
         generation = self.app.consumer_generation_id
         # What was fetched while the flow was stopped is fetched again: perform_seek comes first.
-        if not fetched or self.should_stop or not self.flow_active:
+        if not fetched or self.should_stop or not self.flow_active or seeks != self._seeks:
             return
         transport = self._intake
         took_s = time.monotonic() - began
@@ -136,17 +161,13 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
             tp = ensure_TP(partition)
             if tp.topic not in transport.topics:
                 others[partition] = records
-            elif seeks != self._seeks:
-                # From before or after that seek? A record passed over would be lost: read again.
-                following = transport.intake.next_offset(self._name(tp))
-                if following is not None:
-                    await self.seek(tp, following)
             elif active is None or tp in active or tp in self._buffered_partitions:
                 name = transport.topics[tp.topic]
                 transport.intake.take(self._name(tp), [_record(name, each) for each in records])
         transport.intake.pump()
         for tp, record in self.scheduler.iterate(others):
-            if not self.flow_active or self.app.consumer_generation_id != generation:
+            moved = self.app.consumer_generation_id != generation or seeks != self._seeks
+            if moved or not self.flow_active:
                 return
             if active is None or tp in active or tp in self._buffered_partitions:
                 yield tp, self._to_message(tp, record)
@@ -172,7 +193,61 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
 
 
 class _ReadCommittedThread(AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Faust reads uncommitted records unless it runs its own transactions."""
+    """Reads committed records, where Faust reads all, and nothing while it is held.
+
+    The fields here are the thread's; others only read ``_turn``.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._holds = 0
+        self._turn = 0
+        self._fetching = 0
+        self._idle = asyncio.Event()
+
+    async def hold(self) -> None:
+        """Fetch nothing until ``release``, not what was asked for before either.
+
+        Returns once no fetch is under way.
+        """
+        await self.call_thread(self._hold)
+
+    async def release(self) -> None:
+        """As often as ``hold``."""
+        await self.call_thread(self._release)
+
+    async def getmany(self, active_partitions: AbstractSet[Any] | None, timeout: float) -> Any:
+        """As Faust's."""
+        consumer = self._ensure_consumer()
+        return await self.call_thread(
+            self._fetch,
+            self._turn,
+            consumer,
+            active_partitions,
+            timeout=timeout,
+            max_records=consumer._max_poll_records,
+        )
+
+    async def _hold(self) -> None:
+        self._holds += 1
+        self._turn += 1
+        while self._fetching:
+            self._idle.clear()
+            await self._idle.wait()
+
+    async def _release(self) -> None:
+        self._holds -= 1
+
+    async def _fetch(self, turn: int, *arguments: Any, **options: Any) -> Any:
+        if self._holds or turn != self._turn:
+            await asyncio.sleep(HELD_S)
+            return {}
+        self._fetching += 1
+        try:
+            return await self._fetch_records(*arguments, **options)
+        finally:
+            self._fetching -= 1
+            self._idle.set()
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)

@@ -224,13 +224,6 @@ class Dispatcher:
         state.held.extend(records)
         self._advance(partition, state)
 
-    def next_offset(self, partition: TopicPartition) -> int | None:
-        """The offset after the last one taken; ``None`` if the partition is not owned."""
-        state = self._partitions.get(partition)
-        if state is None:
-            return None
-        return state.held[-1].offset + 1 if state.held else state.tracker.next_offset
-
     def pump(self) -> None:
         """Start what may start. Call after :meth:`take`."""
         self._pump()

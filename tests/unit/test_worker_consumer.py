@@ -1,0 +1,122 @@
+"""What is fetched around a seek is not lost: partitions move while a fetch is under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from faust.types import TP
+
+from stream_workers.consumer import RequestConsumer, _ReadCommittedThread
+
+PARTITION = TP("feedback.events", 0)
+
+
+class Log:
+    """A partition with a position, as aiokafka keeps it: what is fetched is passed over."""
+
+    def __init__(self, records: Iterable[str]) -> None:
+        self.records = list(records)
+        self.position = 0
+        self.arrived = asyncio.Event()
+        self.assignment: Callable[[], set[TP]] = lambda: {PARTITION}
+        self._max_poll_records = 500
+
+    async def fetch(self) -> dict[TP, list[str]]:
+        await self.arrived.wait()
+        found, self.position = self.records[self.position :], len(self.records)
+        return {PARTITION: found} if found else {}
+
+
+class Thread(_ReadCommittedThread):
+    """Calls what it would have its thread call, and goes on when who asked has gone."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(MagicMock(), thread_loop=asyncio.get_running_loop())
+        self.log_of_broker = log
+
+    def _ensure_consumer(self) -> Any:
+        return self.log_of_broker
+
+    async def call_thread(
+        self, fun: Callable[..., Awaitable[Any]], *args: Any, **named: Any
+    ) -> Any:
+        return await asyncio.shield(asyncio.ensure_future(fun(*args, **named)))
+
+    async def _fetch_records(self, consumer: Any, *_: Any, **__: Any) -> Any:
+        return await consumer.fetch()
+
+
+async def test_a_fetch_whose_asker_is_gone_ends_before_the_seek() -> None:
+    log = Log(["a", "b"])
+    thread = Thread(log)
+    asked = asyncio.create_task(thread.getmany({PARTITION}, 0.1))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    # As Faust does when partitions move.
+    asked.cancel()
+    held = asyncio.create_task(thread.hold())
+    await asyncio.sleep(0.01)
+    assert not held.done()
+    log.arrived.set()
+    await held
+    log.position = 0
+    await thread.release()
+    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a", "b"]}
+
+
+async def test_nothing_is_fetched_while_it_is_held_however_often() -> None:
+    log = Log(["a"])
+    log.arrived.set()
+    thread = Thread(log)
+    await thread.hold()
+    await thread.hold()
+    assert await thread.getmany({PARTITION}, 0.1) == {}
+    await thread.release()
+    assert await thread.getmany({PARTITION}, 0.1) == {}
+    await thread.release()
+    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a"]}
+
+
+async def test_what_was_asked_for_before_a_seek_is_not_fetched_after_it() -> None:
+    log = Log(["a"])
+    log.arrived.set()
+    thread = Thread(log)
+    turn = thread._turn
+    await thread.hold()
+    await thread.release()
+    assert await thread._fetch(turn, log) == {}
+    assert log.position == 0
+
+
+@pytest.mark.parametrize("seeks_after", ["the fetch", "the first record"])
+async def test_what_was_fetched_before_a_seek_is_left_to_come_again(seeks_after: str) -> None:
+    async def fetched(_: float) -> Any:
+        consumer._seeks += seeks_after == "the fetch"
+        return {PARTITION: ["a", "b"]}, {PARTITION}
+
+    transport = SimpleNamespace(
+        topics={}, prefix="", intake=SimpleNamespace(pump=lambda: None, take=lambda *_: None)
+    )
+    consumer: Any = SimpleNamespace(
+        _seeks=3,
+        _wait_next_records=fetched,
+        _intake=transport,
+        app=SimpleNamespace(consumer_generation_id=1, conf=SimpleNamespace(id="g")),
+        should_stop=False,
+        flow_active=True,
+        scheduler=SimpleNamespace(
+            iterate=lambda some: ((tp, each) for tp in some for each in some[tp])
+        ),
+        _buffered_partitions=set(),
+        _to_message=lambda tp, record: record,
+    )
+    found = []
+    async for _, record in RequestConsumer.getmany(consumer, 1.0):
+        found.append(record)
+        consumer._seeks += seeks_after == "the first record"
+    assert found == ([] if seeks_after == "the fetch" else ["a"])
