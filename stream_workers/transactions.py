@@ -31,6 +31,7 @@ from aiokafka.errors import (
     KafkaError,
     NodeNotReadyError,
     NotCoordinatorError,
+    OutOfOrderSequenceNumber,
     ProducerFenced,
     RebalanceInProgressError,
     RequestTimedOutError,
@@ -188,7 +189,10 @@ class TransactionalProducer:
             raise TransactionsFenced(
                 f"transactional id {self.transactional_id} may no longer be used"
             ) from error
-        if isinstance(error, ProducerFenced) or manager.is_fatal_error():
+        # The broker did not take a batch, and so takes none behind it, after an abort neither:
+        # batches are counted anew with the next epoch.
+        broken = isinstance(error, ProducerFenced | OutOfOrderSequenceNumber)
+        if broken or manager.is_fatal_error():
             await self._resume(error)
             return
         ended = manager.wait_for_transaction_end()

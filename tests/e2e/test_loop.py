@@ -85,6 +85,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "FEEDLOOM_WORKER__KV_CACHE_GB": "0.25",
         "FEEDLOOM_TRAINER__MIN_EXAMPLES": str(REQUESTS),
         "FEEDLOOM_TRAINER__NUM_TRAIN_EPOCHS": "1",
+        # Two would take turns with the engine's.
+        "FEEDLOOM_TRAINER__THREADS": "1",
         "FEEDLOOM_TRAINER__BLOCK_SIZE": "64",
         "FEEDLOOM_TRAINER__PER_DEVICE_TRAIN_BATCH_SIZE": "8",
         "FEEDLOOM_TRAINER__MAX_FORGETTING": "5",

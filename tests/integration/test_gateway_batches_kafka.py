@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaConsumer
 
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import read_to_end
@@ -243,6 +244,8 @@ def test_a_killed_runner_is_replaced(
 
 
 def _run_until_killed(bootstrap: str, prefix: str, folder: str) -> None:
+    # As long as it is missed, nobody takes its place.
+    KafkaConsumer.DEFAULT_CONFIG |= {"session_timeout_ms": 6_000, "heartbeat_interval_ms": 2_000}
     bus = KafkaBus(KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix))
     with replica(bus, Path(folder), "first") as service:
         sys.stdout.write(f"{start(service)}\n")

@@ -10,9 +10,11 @@ import pytest
 import pytest_asyncio
 from aiokafka.errors import ProducerFenced
 from aiokafka.structs import TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from infra.contracts.catalogue import REQUESTS, RESULTS
 from infra.kafka.bus import KafkaBus
+from infra.kafka.connection import admin_client
 from infra.settings import KafkaSettings
 from stream_workers.transactions import (
     Committed,
@@ -135,6 +137,31 @@ async def test_a_record_that_cannot_be_written_takes_the_offsets_back(
             [too_large], {group.partition: Committed(9, "")}, group.member(consumer)
         )
     assert await producer.committed(group.group_id, [group.partition], timeout_s=10) == {}
+    await consumer.stop()
+
+
+async def test_what_follows_a_record_that_the_broker_refused_is_written(
+    group: Group,
+    producer: TransactionalProducer,
+    kafka_bus: KafkaBus,
+    kafka_settings: KafkaSettings,
+) -> None:
+    """It counts batches, and takes none behind one that it did not take."""
+    consumer = await group.join()
+    smaller = ConfigResource(ConfigResourceType.TOPIC, group.results, {"max.message.bytes": "2000"})
+    with admin_client(kafka_settings) as admin:
+        admin.alter_configs([smaller])
+
+    async def commit(value: bytes) -> None:
+        await producer.commit([Outgoing(group.results, b"k", value)], {}, group.member(consumer))
+
+    await commit(b"first")
+    with pytest.raises(TransactionFailed, match="TooLarge"):
+        await commit(b"x" * 5_000)
+    with pytest.raises(TransactionFailed, match="OutOfOrderSequence"):
+        await commit(b"second")
+    await commit(b"second")
+    assert await asyncio.to_thread(read, kafka_bus) == [b"first", b"second"]
     await consumer.stop()
 
 
