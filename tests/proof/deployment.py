@@ -35,6 +35,8 @@ PARTITIONS = 3
 SHAPE = BootstrapSettings(hidden_size=64, layers=2, heads=2, context=256, vocab_size=300)
 READY_S = 240.0
 DRAIN_S = 60.0
+BROKER_HEAP_MB = 256
+"""Little, so that it is full soon: what grows then is a leak."""
 LAGGING = (
     "generation.requests",
     "generation.requests.batch",
@@ -64,7 +66,7 @@ class Deployment:
         self.home, self.plan = home, plan
         self.say = say
         share_jars(home)
-        self.kafka = EmbeddedKafka(home, brokers=plan.brokers)
+        self.kafka = EmbeddedKafka(home, brokers=plan.brokers, heap_mb=BROKER_HEAP_MB)
         self.children: dict[str, Child] = {}
         self.url: str | None = None
         self._since: dict[str, int] = {}
