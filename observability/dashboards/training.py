@@ -50,7 +50,7 @@ DASHBOARD = Dashboard(
                 stat(
                     "Forgetting",
                     "Rise of the held-out loss over the parent's, as a share of it, in the last "
-                    f"round. The gate allows {MAX_FORGETTING:g} by default.",
+                    f"round. An alert says so above {MAX_FORGETTING:g}.",
                     level(_FORGETTING, how="max"),
                     limit=MAX_FORGETTING,
                 ),

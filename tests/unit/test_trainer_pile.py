@@ -594,6 +594,23 @@ def test_a_stream_goes_on_at_the_piece_that_was_not_finished(
     assert snapshot(tmp_path / "broken") == snapshot(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("_in_process")
+@pytest.mark.parametrize("documents", [0, 2])
+def test_rows_of_a_stream_that_are_no_documents_count_behind_the_last_one_too(
+    tmp_path: Path, documents: int
+) -> None:
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    rows = [line(prose(n)) for n in range(documents)] + [line("")] * 3
+    (hub / "train.jsonl").write_text("".join(rows))
+    plan = plan_of(tmp_path, tmp_path / "out", sources=sources_of([f"hub:{hub}"]), evaluation={})
+    with pytest.raises(TooManyMalformed, match=f"3 of {documents + 3} lines"):
+        prepare(plan)
+    # Read on from where it was, they are there once.
+    with pytest.raises(TooManyMalformed, match=f"3 of {documents + 3} lines"):
+        prepare(plan)
+
+
 def test_two_processes_give_what_one_gives_and_the_commands_show_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -227,11 +227,25 @@ def _clean_stream(plan: Plan, work: Path, source: Source, part: int, progress: P
     malformed: list[Malformed] = []
     rows = read_source(source, malformed.append, skip=skip)
     for piece in [rows] if source.format == "machine" else parts_of(rows):
-        progress(f"cleaning {source.location}", part, 0)
-        report = clean(work, part, source, piece, malformed, plan.steps, plan.languages)
-        _count(report.steps)
-        part += 1
+        part = _clean_piece(plan, work, source, piece, malformed, part, progress)
+    if malformed:  # behind the last document
+        part = _clean_piece(plan, work, source, (), malformed, part, progress)
     return part
+
+
+def _clean_piece(
+    plan: Plan,
+    work: Path,
+    source: Source,
+    piece: Iterable[PileRow],
+    malformed: list[Malformed],
+    part: int,
+    progress: Progress,
+) -> int:
+    progress(f"cleaning {source.location}", part, 0)
+    report = clean(work, part, source, piece, malformed, plan.steps, plan.languages)
+    _count(report.steps)
+    return part + 1
 
 
 def _quarantine(plan: Plan, work: Path, parts: Sequence[PartReport]) -> int:
