@@ -99,11 +99,13 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
         records behind the seek, and nobody would get them.
         """
         self._seeks += 1
-        await self._thread.hold()
+        seek = object()
         try:
+            # Within, as it takes hold even if who waits for it is cancelled.
+            await self._thread.hold(seek)
             yield
         finally:
-            await self._thread.release()
+            await self._thread.release(seek)
 
     async def _perform_seek(self) -> None:
         await super().perform_seek()
@@ -200,21 +202,22 @@ class _ReadCommittedThread(AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._holds = 0
+        self._holders: set[object] = set()
+        self._released: set[object] = set()
         self._turn = 0
         self._fetching = 0
         self._idle = asyncio.Event()
 
-    async def hold(self) -> None:
+    async def hold(self, holder: object) -> None:
         """Fetch nothing until ``release``, not what was asked for before either.
 
         Returns once no fetch is under way.
         """
-        await self.call_thread(self._hold)
+        await self.call_thread(self._hold, holder)
 
-    async def release(self) -> None:
-        """As often as ``hold``."""
-        await self.call_thread(self._release)
+    async def release(self, holder: object) -> None:
+        """Of a hold, which may not have come to the thread yet."""
+        await self.call_thread(self._release, holder)
 
     async def getmany(self, active_partitions: AbstractSet[Any] | None, timeout: float) -> Any:
         """As Faust's."""
@@ -228,18 +231,24 @@ class _ReadCommittedThread(AIOKafkaConsumerThread):  # type: ignore[misc]
             max_records=consumer._max_poll_records,
         )
 
-    async def _hold(self) -> None:
-        self._holds += 1
+    async def _hold(self, holder: object) -> None:
+        if holder in self._released:
+            self._released.remove(holder)
+            return
+        self._holders.add(holder)
         self._turn += 1
         while self._fetching:
             self._idle.clear()
             await self._idle.wait()
 
-    async def _release(self) -> None:
-        self._holds -= 1
+    async def _release(self, holder: object) -> None:
+        if holder in self._holders:
+            self._holders.remove(holder)
+        else:
+            self._released.add(holder)
 
     async def _fetch(self, turn: int, *arguments: Any, **options: Any) -> Any:
-        if self._holds or turn != self._turn:
+        if self._holders or turn != self._turn:
             await asyncio.sleep(HELD_S)
             return {}
         self._fetching += 1

@@ -59,13 +59,13 @@ async def test_a_fetch_whose_asker_is_gone_ends_before_the_seek() -> None:
     await asyncio.sleep(0)
     # As Faust does when partitions move.
     asked.cancel()
-    held = asyncio.create_task(thread.hold())
+    held = asyncio.create_task(thread.hold(1))
     await asyncio.sleep(0.01)
     assert not held.done()
     log.arrived.set()
     await held
     log.position = 0
-    await thread.release()
+    await thread.release(1)
     assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a", "b"]}
 
 
@@ -73,12 +73,44 @@ async def test_nothing_is_fetched_while_it_is_held_however_often() -> None:
     log = Log(["a"])
     log.arrived.set()
     thread = Thread(log)
-    await thread.hold()
-    await thread.hold()
+    await thread.hold(1)
+    await thread.hold(2)
     assert await thread.getmany({PARTITION}, 0.1) == {}
-    await thread.release()
+    await thread.release(1)
     assert await thread.getmany({PARTITION}, 0.1) == {}
-    await thread.release()
+    await thread.release(2)
+    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a"]}
+
+
+async def test_a_seek_that_is_cancelled_while_it_waits_holds_nothing() -> None:
+    """As Faust does when partitions move again."""
+    log = Log(["a"])
+    thread = Thread(log)
+    consumer: Any = SimpleNamespace(_seeks=0, _thread=thread)
+
+    async def seek() -> None:
+        async with RequestConsumer._seeking(consumer):
+            pytest.fail("a fetch is under way")
+
+    asked = asyncio.create_task(thread.getmany({PARTITION}, 0.1))
+    await asyncio.sleep(0.01)
+    seeking = asyncio.create_task(seek())
+    await asyncio.sleep(0.01)
+    seeking.cancel()
+    log.arrived.set()
+    await asked
+    with pytest.raises(asyncio.CancelledError):
+        await seeking
+    log.position = 0
+    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a"]}
+
+
+async def test_a_hold_that_comes_behind_its_release_holds_nothing() -> None:
+    log = Log(["a"])
+    log.arrived.set()
+    thread = Thread(log)
+    await thread.release(1)
+    await thread.hold(1)
     assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a"]}
 
 
@@ -87,8 +119,8 @@ async def test_what_was_asked_for_before_a_seek_is_not_fetched_after_it() -> Non
     log.arrived.set()
     thread = Thread(log)
     turn = thread._turn
-    await thread.hold()
-    await thread.release()
+    await thread.hold(1)
+    await thread.release(1)
     assert await thread._fetch(turn, log) == {}
     assert log.position == 0
 
