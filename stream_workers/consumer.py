@@ -149,11 +149,11 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:
         """As Faust's, for all but the dispatcher's topics, whose batches are handed over here."""
-        seeks, began = self._seeks, time.monotonic()
+        began = time.monotonic()
         fetched, active = await self._wait_next_records(POLL_S)
-        generation = self.app.consumer_generation_id
+        generation, seeks = self.app.consumer_generation_id, self._seeks
         # What was fetched while the flow was stopped is fetched again: perform_seek comes first.
-        if not fetched or self.should_stop or not self.flow_active or seeks != self._seeks:
+        if not fetched or self.should_stop or not self.flow_active:
             return
         transport = self._intake
         took_s = time.monotonic() - began
@@ -173,6 +173,12 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
                 return
             if active is None or tp in active or tp in self._buffered_partitions:
                 yield tp, self._to_message(tp, record)
+
+    async def _getmany(self, active_partitions: AbstractSet[Any] | None, timeout: float) -> Any:
+        """Faust's hook: one fetch, once the flow goes."""
+        seeks = self._seeks
+        fetched = await self._thread.getmany(active_partitions, timeout)
+        return fetched if seeks == self._seeks else {}
 
     def member(self) -> GroupMember:
         """Who this consumer is in its group now."""

@@ -125,10 +125,25 @@ async def test_what_was_asked_for_before_a_seek_is_not_fetched_after_it() -> Non
     assert log.position == 0
 
 
-@pytest.mark.parametrize("seeks_after", ["the fetch", "the first record"])
-async def test_what_was_fetched_before_a_seek_is_left_to_come_again(seeks_after: str) -> None:
+async def test_what_was_fetched_before_a_seek_is_left_to_come_again() -> None:
+    consumer: Any = SimpleNamespace(_seeks=0)
+
+    async def fetch(*_: Any) -> Any:
+        consumer._seeks += seeks
+        return {PARTITION: ["a"]}
+
+    consumer._thread = SimpleNamespace(getmany=fetch)
+    seeks = 1
+    assert await RequestConsumer._getmany(consumer, {PARTITION}, 0.1) == {}
+    seeks = 0
+    assert await RequestConsumer._getmany(consumer, {PARTITION}, 0.1) == {PARTITION: ["a"]}
+
+
+@pytest.mark.parametrize(("seeks", "found"), [("before the fetch", ["a", "b"]), ("then", ["a"])])
+async def test_records_are_given_until_the_next_seek(seeks: str, found: list[str]) -> None:
     async def fetched(_: float) -> Any:
-        consumer._seeks += seeks_after == "the fetch"
+        # As long as the flow is stopped, the fetch has not begun.
+        consumer._seeks += seeks == "before the fetch"
         return {PARTITION: ["a", "b"]}, {PARTITION}
 
     transport = SimpleNamespace(
@@ -147,8 +162,8 @@ async def test_what_was_fetched_before_a_seek_is_left_to_come_again(seeks_after:
         _buffered_partitions=set(),
         _to_message=lambda tp, record: record,
     )
-    found = []
+    given = []
     async for _, record in RequestConsumer.getmany(consumer, 1.0):
-        found.append(record)
-        consumer._seeks += seeks_after == "the first record"
-    assert found == ([] if seeks_after == "the fetch" else ["a"])
+        given.append(record)
+        consumer._seeks += seeks == "then"
+    assert given == found
