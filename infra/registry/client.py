@@ -13,9 +13,10 @@ from opentelemetry.trace import Link, SpanKind
 from infra.contracts import catalogue, codec
 from infra.contracts.bus import Bus, Publisher, RecordPosition, catch_up
 from infra.contracts.codec import Headers
-from infra.contracts.errors import ContractError, RetryableError
+from infra.contracts.errors import RetryableError
 from infra.contracts.events.base import Event
 from infra.contracts.events.model import ModelVersionPublished, RolloutChanged
+from infra.contracts.reading import either
 from infra.registry.state import RegistryState
 from observability.messaging import LINK, links_to, send_attributes
 from observability.propagation import carried, inject
@@ -176,15 +177,8 @@ class RegistryWatcher:
         for record in self._reader.poll(timeout_s):
             if record.value is None:
                 continue
-            try:
-                event = codec.decode_any(record.value)
-            except ContractError as error:
-                log.warning("unreadable record on %s: %s", record.where, error)
-                continue
-            if not isinstance(event, ModelVersionPublished | RolloutChanged):
-                log.warning("%s on %s does not belong there", type(event).__name__, record.where)
-                continue
-            if self.state.apply(event):
+            event = either(record, ModelVersionPublished, RolloutChanged, log)
+            if event is not None and self.state.apply(event):
                 self._note_origin(event, record.headers)
                 applied.append(event)
                 for callback in self.callbacks:

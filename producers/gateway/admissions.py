@@ -9,10 +9,11 @@ import time
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
-from infra.contracts import catalogue, codec
+from infra.contracts import catalogue
 from infra.contracts.bus import Bus, Record, RecordPosition, catch_up
-from infra.contracts.errors import ContractError, FeedloomError
+from infra.contracts.errors import FeedloomError
 from infra.contracts.events.gateway import AdmissionAsked, AdmissionEnded
+from infra.contracts.reading import either
 from infra.registry.client import send
 from producers.gateway.errors import unavailable
 from producers.gateway.ledger import KEYS_MS, AdmissionLedger, Decision
@@ -97,13 +98,8 @@ class Admissions:
     def _apply(self, record: Record) -> None:
         if record.value is None:
             return
-        try:
-            event = codec.decode_any(record.value)
-        except ContractError as error:
-            log.warning("unreadable record on %s: %s", record.where, error)
-            return
-        if not isinstance(event, AdmissionAsked | AdmissionEnded):
-            log.warning("%s on %s does not belong there", type(event).__name__, record.where)
+        event = either(record, AdmissionAsked, AdmissionEnded, log)
+        if event is None:
             return
         with self._lock:
             decision = self._ledger.apply(event, record.timestamp_ms)

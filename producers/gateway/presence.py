@@ -13,10 +13,11 @@ import time
 from collections import Counter
 from typing import Literal
 
-from infra.contracts import catalogue, codec
+from infra.contracts import catalogue
 from infra.contracts.bus import Bus, read_to_end
-from infra.contracts.errors import ContractError, FeedloomError
+from infra.contracts.errors import FeedloomError
 from infra.contracts.events.platform import GatewayStatusReported
+from infra.contracts.reading import readable
 from infra.registry.client import send
 from infra.registry.workers import SILENT_MS
 
@@ -34,10 +35,9 @@ def live_gateways(bus: Bus, *, now_ms: int) -> list[GatewayStatusReported]:
         newest.pop(record.key_text, None)
         if record.value is None:
             continue
-        try:
-            newest[record.key_text] = codec.decode(record.value, GatewayStatusReported)
-        except ContractError as error:
-            log.warning("unreadable record on %s: %s", record.where, error)
+        report = readable(record, GatewayStatusReported, log)
+        if report is not None:
+            newest[record.key_text] = report
     return sorted(
         (
             report

@@ -20,7 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 CHUNK = 65_536
 CLONE_NEWNET = 0x40000000
@@ -83,8 +85,7 @@ class Switchboard:
         network = self._networks[name]
         listener = _listener(at)
         chosen: int = listener.getsockname()[1]
-        self._do(self._listen(network, listener, port, inward=True))
-        self._published[chosen] = self._servers[-1]
+        self._published[chosen] = self._do(self._listen(network, listener, port, inward=True))
         return chosen
 
     def withdraw(self, port: int) -> None:
@@ -120,16 +121,18 @@ class Switchboard:
         self._networks[name].delay_s = 0.0
         self._loop.call_soon_threadsafe(self._networks[name].opened.set)
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _listen(
         self, network: Network, listener: socket.socket, port: int, *, inward: bool = False
-    ) -> None:
+    ) -> asyncio.Server:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._carry(network, port, reader, writer, inward=inward)
 
-        self._servers.append(await asyncio.start_server(connected, sock=listener))
+        server = await asyncio.start_server(connected, sock=listener)
+        self._servers.append(server)
+        return server
 
     async def _carry(
         self,

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future
 
-from infra.contracts import catalogue, codec
+from infra.contracts import catalogue
 from infra.contracts.bus import Bus, Record, RecordPosition, TopicPartition, read_since, unread
-from infra.contracts.errors import ContractError, FatalError, FeedloomError
+from infra.contracts.errors import FatalError, FeedloomError
 from infra.contracts.events.gateway import BatchChanged
 from infra.contracts.events.generation import GenerationResult
+from infra.contracts.reading import readable
 from producers.client import GenerationClient
 from producers.gateway.batches import identity
 from producers.gateway.questions import Question
@@ -126,10 +127,6 @@ class Exchange:
         for record in records:
             if record.value is None or record.key_text not in self._wanted:
                 continue
-            try:
-                result = codec.decode(record.value, GenerationResult)
-            except ContractError as error:
-                log.warning("unreadable record on %s: %s", record.where, error)
-                continue
-            if result.submit_id == record.key_text:
+            result = readable(record, GenerationResult, log)
+            if result is not None and result.submit_id == record.key_text:
                 yield result
