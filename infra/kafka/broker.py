@@ -159,6 +159,10 @@ class EmbeddedKafka:
         with self._locked():
             return self._stop(number)
 
+    def not_running(self) -> str:
+        """What to tell who looks for it here: another folder may be meant."""
+        return f"Kafka is not running in {self.root}: `feedloom kafka start`"
+
     def restart(self, progress: Progress | None = None, *, attached: bool = False) -> None:
         """Restart one broker after the other, each once all data is on all again.
 
@@ -167,7 +171,7 @@ class EmbeddedKafka:
         say = progress or (lambda line: None)
         status = self.status()
         if status is None:
-            raise ConfigurationError("Kafka is not running: `feedloom kafka start`")
+            raise ConfigurationError(self.not_running())
         for number in range(1, status.brokers + 1):
             say(f"broker {number} of {status.brokers}")
             self.stop(number)

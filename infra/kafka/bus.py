@@ -280,8 +280,8 @@ def resolve_kafka(settings: Settings) -> KafkaSettings:
     status = EmbeddedKafka(settings.home).status()
     if status is None:
         raise ConfigurationError(
-            f"no Kafka broker is set, and the embedded one of {settings.home} does not run: "
-            "run `feedloom kafka start`, or set FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS"
+            f"no Kafka broker is set, and the embedded one of {settings.home.resolve()} does not "
+            "run: run `feedloom kafka start`, or set FEEDLOOM_KAFKA__BOOTSTRAP_SERVERS"
         )
     kafka = settings.kafka.model_copy(update={"bootstrap_servers": status.bootstrap_servers})
     if status.secured and kafka.security_protocol == "PLAINTEXT":

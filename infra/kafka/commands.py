@@ -110,7 +110,7 @@ def show_status() -> None:
     kafka = EmbeddedKafka(load_settings().home)
     status = kafka.status()
     if status is None:
-        click.echo("Kafka is not running: `feedloom kafka start`")
+        click.echo(kafka.not_running())
         raise SystemExit(1)
     how = ", secured" if status.secured else ""
     if status.brokers == 1:
