@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiokafka.errors import ProducerFenced
 from aiokafka.structs import TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import NewTopic
 
 from infra.contracts.catalogue import REQUESTS, RESULTS
 from infra.kafka.bus import KafkaBus
@@ -28,6 +28,8 @@ from stream_workers.transactions import (
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
+SMALL = {"max.message.bytes": "2000"}
+
 
 class Group:
     """A real member of a real group, and the topics of this test."""
@@ -38,6 +40,7 @@ class Group:
         self.results = settings.topic_prefix + RESULTS.name
         self.requests = settings.topic_prefix + REQUESTS.name
         self.partition = TopicPartition(self.requests, 0)
+        self.members: list[aiokafka.AIOKafkaConsumer] = []
 
     async def join(self) -> aiokafka.AIOKafkaConsumer:
         consumer = aiokafka.AIOKafkaConsumer(
@@ -47,6 +50,7 @@ class Group:
             enable_auto_commit=False,
             session_timeout_ms=6000,
         )
+        self.members.append(consumer)
         await consumer.start()
         return consumer
 
@@ -64,9 +68,12 @@ class Group:
         return producer
 
 
-@pytest.fixture
-def group(kafka_settings: KafkaSettings) -> Group:
-    return Group(kafka_settings)
+@pytest_asyncio.fixture
+async def group(kafka_settings: KafkaSettings) -> AsyncIterator[Group]:
+    made = Group(kafka_settings)
+    yield made
+    for member in made.members:
+        await member.stop()
 
 
 @pytest_asyncio.fixture
@@ -76,9 +83,11 @@ async def producer(group: Group) -> AsyncIterator[TransactionalProducer]:
     await made.stop()
 
 
-def read(bus: KafkaBus) -> list[bytes | None]:
-    reader = bus.reader([RESULTS.name])
-    found = [record.value for _ in range(10) for record in reader.poll(0.2)]
+def read(bus: KafkaBus, topic: str = RESULTS.name) -> list[bytes | None]:
+    reader = bus.reader([topic])
+    ends, found = bus.end_offsets(topic), []
+    while any(reader.position(partition) < end for partition, end in ends.items()):
+        found += [record.value for record in reader.poll(0.2)]
     reader.close()
     return found
 
@@ -95,7 +104,6 @@ async def test_records_and_offsets_are_written_together(
     stored = await producer.committed(group.group_id, [group.partition], timeout_s=10)
     assert stored == {group.partition: Committed(2, "m2")}
     assert len(await asyncio.to_thread(read, kafka_bus)) == 12
-    await consumer.stop()
 
 
 async def test_a_member_that_lost_its_partitions_writes_nothing(
@@ -104,7 +112,7 @@ async def test_a_member_that_lost_its_partitions_writes_nothing(
     first = await group.join()
     old = group.member(first)
     await producer.commit([], {group.partition: Committed(1, "")}, old)
-    second = await group.join()
+    await group.join()
     while group.member(first).generation == old.generation:  # noqa: ASYNC110 - its heartbeat tells
         await asyncio.sleep(0.05)
     result = Outgoing(group.results, b"k", b"from a zombie")
@@ -123,8 +131,6 @@ async def test_a_member_that_lost_its_partitions_writes_nothing(
     stored = await producer.committed(group.group_id, [group.partition], timeout_s=10)
     assert stored[group.partition].offset == 2
     assert await asyncio.to_thread(read, kafka_bus) == [b"fine"]
-    await first.stop()
-    await second.stop()
 
 
 async def test_a_record_that_cannot_be_written_takes_the_offsets_back(
@@ -137,7 +143,6 @@ async def test_a_record_that_cannot_be_written_takes_the_offsets_back(
             [too_large], {group.partition: Committed(9, "")}, group.member(consumer)
         )
     assert await producer.committed(group.group_id, [group.partition], timeout_s=10) == {}
-    await consumer.stop()
 
 
 async def test_what_follows_a_record_that_the_broker_refused_is_written(
@@ -148,12 +153,13 @@ async def test_what_follows_a_record_that_the_broker_refused_is_written(
 ) -> None:
     """It counts batches, and takes none behind one that it did not take."""
     consumer = await group.join()
-    smaller = ConfigResource(ConfigResourceType.TOPIC, group.results, {"max.message.bytes": "2000"})
+    # From its first moment: a broker takes a while to heed a setting that is changed later.
+    small = NewTopic(kafka_settings.topic_prefix + "small", 1, 1, topic_configs=SMALL)
     with admin_client(kafka_settings) as admin:
-        admin.alter_configs([smaller])
+        admin.create_topics([small])
 
     async def commit(value: bytes) -> None:
-        await producer.commit([Outgoing(group.results, b"k", value)], {}, group.member(consumer))
+        await producer.commit([Outgoing(small.name, b"k", value)], {}, group.member(consumer))
 
     await commit(b"first")
     with pytest.raises(TransactionFailed, match="TooLarge"):
@@ -161,8 +167,7 @@ async def test_what_follows_a_record_that_the_broker_refused_is_written(
     with pytest.raises(TransactionFailed, match="OutOfOrderSequence"):
         await commit(b"second")
     await commit(b"second")
-    assert await asyncio.to_thread(read, kafka_bus) == [b"first", b"second"]
-    await consumer.stop()
+    assert await asyncio.to_thread(read, kafka_bus, "small") == [b"first", b"second"]
 
 
 async def test_a_transaction_that_took_too_long_is_rolled_back_and_the_next_one_goes_on(
@@ -188,7 +193,6 @@ async def test_a_transaction_that_took_too_long_is_rolled_back_and_the_next_one_
     stored = await producer.committed(group.group_id, [group.partition], timeout_s=10)
     assert stored[group.partition].offset == 3
     assert await asyncio.to_thread(read, kafka_bus) == [b"once"]
-    await consumer.stop()
     await producer.stop()
 
 
@@ -217,4 +221,3 @@ async def test_a_second_process_of_the_same_id_fences_the_first_and_ends_its_tra
     assert await asyncio.to_thread(read, kafka_bus) == [b"whole"]
     for one in (late, heir):
         await one.stop()
-    await consumer.stop()
