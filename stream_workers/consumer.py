@@ -111,13 +111,22 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
         await super().perform_seek()
         transport = self._intake
         mine = [tp for tp in self.assignment() if tp.topic in transport.topics]
+        # aiokafka seeks only where something is committed, and may have passed records already.
+        changelogs = self.app.tables.changelog_topics
+        fresh = [
+            tp
+            for tp in self.assignment()
+            if not (tp in mine or tp.topic in changelogs or self._read_offset.get(tp))
+        ]
         member = self.member()
         found = await transport.stored(
             member.group_id,
             [BrokerPartition(tp.topic, tp.partition) for tp in mine],
             timeout_s=self.app.conf.broker_request_timeout,
         )
-        begins = await self.earliest_offsets(*mine)
+        begins = await self.earliest_offsets(*mine, *fresh)
+        for tp in fresh:
+            await self.seek(tp, begins[tp])
         stored = {
             self._name(tp): found.get(
                 BrokerPartition(tp.topic, tp.partition), Committed(begins[tp], "")

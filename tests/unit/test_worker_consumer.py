@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import faust
 import pytest
 from faust.types import TP
 
-from stream_workers.consumer import RequestConsumer, _ReadCommittedThread
+from stream_workers.consumer import RequestConsumer, RequestTransport, _ReadCommittedThread
 
 PARTITION = TP("feedback.events", 0)
 
@@ -123,6 +124,74 @@ async def test_what_was_asked_for_before_a_seek_is_not_fetched_after_it() -> Non
     await thread.release(1)
     assert await thread._fetch(turn, log) == {}
     assert log.position == 0
+
+
+class Positions:
+    """A consumer's thread: as aiokafka, it seeks to what is committed, and only to that."""
+
+    def __init__(self, committed: Mapping[TP, int | None], begins: Mapping[TP, int]) -> None:
+        self.committed = committed
+        self.begins = begins
+        self.sought: dict[TP, int] = {}
+        self.beacon = MagicMock()
+
+    async def hold(self, _: object) -> None:
+        self.held = True
+
+    async def release(self, _: object) -> None:
+        self.held = False
+
+    def assignment(self) -> set[TP]:
+        return set(self.committed)
+
+    async def seek_to_committed(self) -> Mapping[TP, int | None]:
+        self.sought |= {tp: offset for tp, offset in self.committed.items() if offset}
+        return self.committed
+
+    async def earliest_offsets(self, *partitions: TP) -> Mapping[TP, int]:
+        return {tp: self.begins[tp] for tp in partitions}
+
+    def seek(self, tp: TP, offset: int) -> None:
+        assert self.held
+        self.sought[tp] = offset
+
+
+async def test_where_nothing_is_committed_it_is_read_from_the_beginning_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a fetch took between the assignment and the seek was lost for a group's first member."""
+    app = faust.App("test", broker="aiokafka://127.0.0.1:1", store="memory://")
+    table = app.Table("table", partitions=1)
+    stored: dict[TP, int] = {}
+
+    async def nothing_stored(*_: Any, **__: Any) -> dict[Any, Any]:
+        return {}
+
+    async def opened(found: Mapping[Any, Any], _: object) -> dict[Any, int]:
+        stored.update({TP(*tp): each.offset for tp, each in found.items()})
+        return {}
+
+    transport = RequestTransport(
+        app.conf.broker_consumer, app, prefix="", topics=["requests"], stored=nothing_stored
+    )
+    transport.intake = MagicMock(opened=opened)
+    begins = {TP(topic, 0): 3 for topic in ("requests", "known", "fresh", "cleared")}
+    committed = dict.fromkeys(begins, None) | {
+        TP("known", 0): 7,
+        TP("cleared", 0): 0,
+        TP(table.changelog_topic_name, 0): None,
+    }
+    thread = Positions(committed, begins)
+    monkeypatch.setattr(RequestConsumer, "_new_consumer_thread", lambda _: thread)
+    monkeypatch.setattr(RequestConsumer, "member", MagicMock())
+    ignored = MagicMock()
+    consumer = RequestConsumer(
+        transport, ignored, on_partitions_revoked=ignored, on_partitions_assigned=ignored
+    )
+    await consumer.perform_seek()
+    assert thread.sought == {TP("known", 0): 7, TP("fresh", 0): 3, TP("cleared", 0): 3}
+    assert stored == {TP("requests", 0): 3}
+    assert not thread.held
 
 
 async def test_what_was_fetched_before_a_seek_is_left_to_come_again() -> None:
