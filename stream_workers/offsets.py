@@ -125,11 +125,6 @@ class OffsetTracker:
         return self._base
 
     @property
-    def next_offset(self) -> int | None:
-        """What to read next: the offset after the last delivered one, at first the base."""
-        return self._base if self._last is None else self._last + 1
-
-    @property
     def window(self) -> int:
         """How many delivered offsets cannot be committed past yet, finished or not."""
         return len(self._order)
