@@ -253,6 +253,7 @@ def round_of(place: Arena, number: int, fault: Fault) -> list[str]:
     found = place.faults(STUCK_S)
     if found:
         place.ask_for_stacks()
+        place.keep_records()
     return found
 
 

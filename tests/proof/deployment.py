@@ -214,11 +214,15 @@ class Deployment:
         return done.stdout
 
     def start_traffic(self, *, number: int = 0) -> None:
-        """Until ``stop_traffic``. ``number``: of several in a row, none like another."""
+        """Until ``stop_traffic``. ``number``: of several in a row, none like another.
+
+        Returns once it has begun: before, it would just end if it were stopped.
+        """
         words = [self.servers, self.prefix, str(self._ledger)]
         words += ["--rate", str(self.plan.rate), "--max-tokens", str(self.plan.max_tokens)]
         words += ["--seed", f"{self.plan.seed}/{number}"]
         assert self.url is not None
+        before = self._lines()
         words += ["--http", self.url, "--key", self.key()]
         self.children["traffic"] = Child(
             "traffic",
@@ -226,6 +230,10 @@ class Deployment:
             log=self.home / "logs" / "traffic.log",
             environment={"PYTHONPATH": str(ROOT)},
         )
+        self.wait("traffic", lambda: self._lines() > before, READY_S, child="traffic")
+
+    def _lines(self) -> int:
+        return len(self._ledger.read_bytes().splitlines()) if self._ledger.exists() else 0
 
     def stop_traffic(self) -> dict[str, int]:
         """What it sent, by kind, and what failed."""
@@ -266,6 +274,14 @@ class Deployment:
             elif time.monotonic() - since > stuck_s:
                 return found
             time.sleep(0.5)
+
+    def keep_records(self) -> None:
+        """All records into ``records.jsonl``, with what the join keeps, to see what went wrong."""
+        path = self.home / "records.jsonl"
+        self.journal.write(path)
+        table = Journal(self.servers, self.prefix, [f"{GROUP}-feedback-join-changelog"])
+        table.read()
+        table.write(path)
 
     def _faults(self) -> list[str]:
         found = broken(self.journal.records, self.ledger())

@@ -9,7 +9,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import confluent_kafka
@@ -37,12 +38,13 @@ Place = tuple[str, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A record. ``event``: its value, if that is a JSON object."""
+    """A record. ``event``: its value, if that is a JSON object. ``at_ms``: its timestamp."""
 
     place: Place
     key: str | None
     event: dict[str, Any] | None
     headers: dict[str, str] = field(default_factory=dict)
+    at_ms: int = 0
 
 
 class Unread(Exception):
@@ -52,8 +54,8 @@ class Unread(Exception):
 class Journal:
     """All records so far by topic; ``read`` adds what came since."""
 
-    def __init__(self, servers: str, prefix: str) -> None:
-        self.records: dict[str, list[Seen]] = {topic: [] for topic in TOPICS}
+    def __init__(self, servers: str, prefix: str, topics: Iterable[str] = TOPICS) -> None:
+        self.records: dict[str, list[Seen]] = {topic: [] for topic in topics}
         self._prefix = prefix
         self._next: dict[tuple[str, int], int] = {}
         self._options: dict[str, Any] = {"bootstrap.servers": servers}
@@ -78,7 +80,7 @@ class Journal:
 
     def _read(self, consumer: confluent_kafka.Consumer) -> None:
         places = []
-        for topic in TOPICS:
+        for topic in self.records:
             name = self._prefix + topic
             found = consumer.list_topics(name, PATIENCE_S).topics[name]
             if found.error is not None:
@@ -123,8 +125,15 @@ class Journal:
                     name: (held or b"").decode("utf-8", "replace")
                     for name, held in message.headers() or ()
                 },
+                at_ms=message.timestamp()[1],
             )
         )
+
+    def write(self, path: Path) -> None:
+        """All of it behind what the file holds, a record a line."""
+        with path.open("a", encoding="utf-8") as stream:
+            for records in self.records.values():
+                stream.writelines(json.dumps(asdict(record)) + "\n" for record in records)
 
     def lag(
         self, group: str, topics: Sequence[str] = REQUEST_TOPICS

@@ -78,6 +78,8 @@ class Traffic:
         self._stop.set()
 
     def run(self) -> None:
+        """Tells of its beginning and end in the ledger; SIGTERM is heeded from the first on."""
+        self._write({"kind": "begin"})
         kinds, weights = list(SHARES), list(SHARES.values())
         if self._options.http is None:
             weights[kinds.index("http")] = 0
