@@ -146,8 +146,8 @@ test: $(STAMP) browser prometheus foreign deploytools $(DOCS)/installed ## run t
 	@status=0; ran=0; \
 	part() { $(BIN)/python -m pytest -m "$$1" $(ARGS) $$2; \
 		case $$? in 0) ran=1;; 5) ;; *) ran=1; status=1;; esac; }; \
-	part "not (kafka or vllm)" "-n 2 --dist loadfile"; \
-	part "kafka and not vllm" "-n 2 --dist loadfile"; \
+	part "not (kafka or vllm)" "-n 2 --dist loadfile --no-loadscope-reorder"; \
+	part "kafka and not vllm" "-n 2 --dist loadfile --no-loadscope-reorder"; \
 	part "vllm"; \
 	[ $$ran = 1 ] && exit $$status || { echo "no test was selected" >&2; exit 1; }
 

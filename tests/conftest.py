@@ -40,10 +40,27 @@ CHAT_TEMPLATE = (
 )
 
 
+LONGEST = (
+    "proof/test_soak.py",
+    "integration/test_trainer_killed.py",
+    "integration/test_worker_delivery.py",
+    "integration/test_kafka_cluster.py",
+    "e2e/test_feedback_poisoning.py",
+    "integration/test_trainer_distributed.py",
+)
+"""Files that take minutes, in the order in which two at a time load the machine evenly."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kafka-bootstrap", help="host:port of a Kafka to test against, instead of a new one"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that the rest runs beside it and nothing after it."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

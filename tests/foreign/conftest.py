@@ -48,8 +48,7 @@ def platform(kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> 
     kafka = new_deployment(kafka_bootstrap)
     workers = Workers(KafkaBus(kafka), kafka, tmp_path_factory.mktemp("platform"))
     try:
-        for child in [workers.launch(token_interval_s=TOKEN_INTERVAL_S) for _ in range(2)]:
-            workers.wait_ready(child)
+        workers.start_several(2, token_interval_s=TOKEN_INTERVAL_S)
         yield Platform(kafka=kafka, workers=workers)
     finally:
         workers.close()
@@ -59,7 +58,8 @@ def platform(kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> 
 def gateway(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     gateways = Gateways(platform.kafka, tmp_path_factory.mktemp("gateway"))
     try:
-        url, _ = gateways.start()
-        yield Gateway(url=url, key=gateways.key("acme", "caller"))
+        child = gateways.launch()
+        key = gateways.key("acme", "caller")
+        yield Gateway(url=gateways.wait_ready(child), key=key)
     finally:
         gateways.close()

@@ -145,9 +145,17 @@ class Workers:
 
     def start(self, *, token_interval_s: float = 0.001, **settings: object) -> Child:
         """``settings`` of the worker section. Returns once it is ready."""
-        child = self.launch(token_interval_s=token_interval_s, **settings)
-        self.wait_ready(child)
+        (child,) = self.start_several(1, token_interval_s=token_interval_s, **settings)
         return child
+
+    def start_several(
+        self, count: int, *, token_interval_s: float = 0.001, **settings: object
+    ) -> list[Child]:
+        """So many side by side. Returns once all are ready."""
+        started = [self.launch(token_interval_s=token_interval_s, **settings) for _ in range(count)]
+        for child in started:
+            self.wait_ready(child)
+        return started
 
     def launch(
         self, *, name: str = "", token_interval_s: float = 0.001, **settings: object
@@ -236,6 +244,11 @@ class Gateways:
 
     def start(self) -> tuple[str, Child]:
         """Its address, once it is ready."""
+        child = self.launch()
+        return self.wait_ready(child), child
+
+    def launch(self) -> Child:
+        """Returns at once. Of two that start side by side, both may read one partition."""
         name = f"gateway-{len(self.children)}"
         child = Child(
             name,
@@ -244,15 +257,19 @@ class Gateways:
             environment={**self.environment, "FEEDLOOM_GATEWAY__GATEWAY_ID": name},
         )
         self.children.append(child)
+        return child
+
+    def wait_ready(self, child: Child) -> str:
+        """Its address, once it is ready: there must be a worker by then."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             child.check()
             if said := re.search(r" listens on (http://\S+)", child.log_tail(1000)):
                 with suppress(httpx.TransportError):
                     if httpx.get(f"{said[1]}/readyz").status_code == 200:
-                        return said[1], child
+                        return said[1]
             time.sleep(0.05)
-        raise AssertionError(f"{name} did not become ready")
+        raise AssertionError(f"{child.name} did not become ready")
 
     def key(self, tenant: str, *roles: str) -> str:
         """A new API key, made by the command."""

@@ -48,10 +48,11 @@ def workers(
 def test_an_operator_rates_an_answer_and_moves_everybody_to_a_candidate(
     workers: Workers, gateways: Gateways, weights: Weights, tmp_path: Path
 ) -> None:
-    workers.start(max_adapters=2)
+    worker, gateway = workers.launch(max_adapters=2), gateways.launch()
     publish_adapter(workers.bus, tmp_path, weights.adapters[0], "2")
     key = gateways.key("acme", "caller", "feedback", "operator")
-    url, _ = gateways.start()
+    workers.wait_ready(worker)
+    url = gateways.wait_ready(gateway)
     path = shutil.which("chromium")
     assert path is not None, "no chromium on this machine: `make browser` says how to get it"
     expect.set_options(timeout=WAIT_MS)

@@ -61,7 +61,7 @@ def reader(kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> It
         programs = stack.enter_context(closing(Programs(home)))
         workers = stack.enter_context(closing(Workers(bus, kafka, home)))
         gateways = stack.enter_context(closing(Gateways(kafka, home)))
-        worker = workers.launch()
+        worker, gateway = workers.launch(), gateways.launch()
         path = [str(programs.folder), os.environ["PATH"], str(DEPLOY), str(DEPLOY / "go/go/bin")]
         settings = {
             **child_environment(home, kafka),
@@ -73,7 +73,7 @@ def reader(kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> It
             register_versions(shell, folders)
             key, another = (new_key(shell, name) for name in ("reader", "another"))
         workers.wait_ready(worker)
-        url, _ = gateways.start()
+        url = gateways.wait_ready(gateway)
         ask(bus, workers)
         letter, another_letter = dead_letters(kafka, workers)
         facts = {

@@ -33,10 +33,12 @@ ASK = {
 def test_answers_come_over_http_and_a_stream_outlives_its_gateway(
     workers: Workers, gateways: Gateways
 ) -> None:
-    workers.start(token_interval_s=0.02)
+    worker, child = workers.launch(token_interval_s=0.02), gateways.launch()
     key = gateways.key("acme", "caller", "feedback")
     rival = gateways.key("rival", "caller")
-    (first, child), (second, _) = gateways.start(), gateways.start()
+    workers.wait_ready(worker)
+    first = gateways.wait_ready(child)
+    second, _ = gateways.start()
     partitions = {
         one.reply_partition
         for one in live_gateways(workers.bus, now_ms=time.time_ns() // 1_000_000)
@@ -95,9 +97,10 @@ def test_answers_come_over_http_and_a_stream_outlives_its_gateway(
 def test_many_callers_at_two_gateways_each_get_their_own_answer(
     workers: Workers, gateways: Gateways
 ) -> None:
-    workers.start()
+    worker, child = workers.launch(), gateways.launch()
     key = gateways.key("acme", "caller")
-    urls = [gateways.start()[0] for _ in range(2)]
+    workers.wait_ready(worker)
+    urls = [gateways.wait_ready(child), gateways.start()[0]]
     headers = {"Authorization": f"Bearer {key}"}
 
     def ask(number: int) -> tuple[str, str]:
@@ -127,9 +130,10 @@ def test_many_callers_at_two_gateways_each_get_their_own_answer(
 def test_a_gateway_ends_what_it_has_begun_when_it_is_told_to_stop(
     workers: Workers, gateways: Gateways
 ) -> None:
-    workers.start(token_interval_s=0.02)
+    worker, child = workers.launch(token_interval_s=0.02), gateways.launch()
     key = gateways.key("acme", "caller")
-    url, child = gateways.start()
+    workers.wait_ready(worker)
+    url = gateways.wait_ready(child)
     body = {**ASK, "max_tokens": 100, "stream": True}
     lines: list[str] = []
     begun = threading.Event()

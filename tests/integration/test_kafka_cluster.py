@@ -137,8 +137,7 @@ def test_killed_brokers_lose_and_hold_up_nothing(
     workers = Workers(KafkaBus(settings), settings, tmp_path)
     publisher: Publisher | None = None
     try:
-        for _ in range(2):
-            workers.start(token_interval_s=TOKEN_S)
+        workers.start_several(2, token_interval_s=TOKEN_S)
         workers.watch.close()
         publisher = Publisher(tmp_path, settings)
         publisher.await_more(2 * IN_FLIGHT)
@@ -166,11 +165,11 @@ def test_everything_is_restarted_in_turn_under_load_and_no_request_fails(
     publisher: Publisher | None = None
     callers: Callers | None = None
     try:
-        for _ in range(2):
-            workers.start(token_interval_s=TOKEN_S)
+        first = gateways.launch()
+        workers.start_several(2, token_interval_s=TOKEN_S)
         workers.watch.close()
         key = gateways.key("acme", "caller")
-        started = [gateways.start() for _ in range(2)]
+        started = [(gateways.wait_ready(first), first), gateways.start()]
         replicas = Replicas([url for url, _ in started])
         callers = Callers(replicas, key, threads=4, max_tokens=TOKENS)
         publisher = Publisher(tmp_path, settings)

@@ -17,18 +17,16 @@ from infra.kafka.bus import KafkaBus
 from infra.registry.store import ArtifactStore
 from infra.settings import KafkaSettings
 from tests.conftest import ROOT
-from tests.learning import feedback, register, send
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def in_a_process(command: str, home: Path, kafka: KafkaSettings) -> str:
+def in_a_process(home: Path, kafka: KafkaSettings) -> None:
     finished = subprocess.run(
         [
             sys.executable,
             "-m",
             "tests.integration.killed_trainer",
-            command,
             str(home),
             kafka.bootstrap_servers or "",
             kafka.topic_prefix,
@@ -40,21 +38,15 @@ def in_a_process(command: str, home: Path, kafka: KafkaSettings) -> str:
         timeout=500,
     )
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-6000:]
-    return finished.stdout
 
 
 def test_a_trainer_killed_anywhere_neither_loses_feedback_nor_publishes_twice(
     kafka_bus: KafkaBus, kafka_settings: KafkaSettings, tmp_path: Path
 ) -> None:
-    from tests.integration.killed_trainer import FEEDBACK, POINTS, settings_of
+    from tests.integration.killed_trainer import FEEDBACK, POINTS
 
     assert len(POINTS) >= 10
-    in_a_process("prepare", tmp_path, kafka_settings)
-    for point in POINTS:
-        settings = settings_of(point, tmp_path, kafka_settings)
-        register(settings, kafka_bus, tmp_path / "first", model=point)
-        send(kafka_bus, feedback(FEEDBACK, model=point))
-    in_a_process("run", tmp_path, kafka_settings)
+    in_a_process(tmp_path, kafka_settings)
 
     versions = [
         codec.decode(record.value or b"", ModelVersionPublished)

@@ -96,8 +96,7 @@ def generated(workers: Workers) -> Counter[str]:
 
 
 def test_a_killed_workers_answers_are_continued_by_another(workers: Workers) -> None:
-    first = workers.start(token_interval_s=SLOW_S)
-    workers.start(token_interval_s=SLOW_S)
+    first, _ = workers.start_several(2, token_interval_s=SLOW_S)
     with GenerationClient(workers.bus, source="test") as client:
         handles = submit(client, 12)
         until_all_run(handles)
@@ -124,8 +123,7 @@ def test_answers_go_on_while_a_worker_joins(workers: Workers) -> None:
 
 
 def test_answers_go_on_when_a_worker_leaves_without_time_to_finish(workers: Workers) -> None:
-    first = workers.start(token_interval_s=SLOW_S, drain_timeout_s=0.2)
-    workers.start(token_interval_s=SLOW_S)
+    first, _ = workers.start_several(2, token_interval_s=SLOW_S, drain_timeout_s=0.2)
     with GenerationClient(workers.bus, source="test") as client:
         handles = submit(client, 12)
         until_all_run(handles)
@@ -136,8 +134,7 @@ def test_answers_go_on_when_a_worker_leaves_without_time_to_finish(workers: Work
 
 def test_a_worker_that_was_frozen_cannot_answer_what_another_took_over(workers: Workers) -> None:
     """Its commit fails, as the group has moved on; its work was delivered to the other one."""
-    first = workers.start(token_interval_s=SLOW_S)
-    workers.start(token_interval_s=SLOW_S)
+    first, _ = workers.start_several(2, token_interval_s=SLOW_S)
     with GenerationClient(workers.bus, source="test") as client:
         handles = submit(client, 12)
         until_all_run(handles)
