@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -140,7 +141,7 @@ def _drill_all(every: dict[str, Settings]) -> int:
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             point = waiting.pop(0)
-            running.add(_fork(lambda point=point: _drill(point, every[point])))  # type: ignore[misc]
+            running.add(_fork(partial(_drill, point, every[point])))
         child, status = os.wait()
         running.remove(child)
         failed += status != 0

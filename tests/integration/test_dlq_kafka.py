@@ -11,7 +11,7 @@ from kafka import KafkaProducer
 from kafka import TopicPartition as KafkaPartition
 
 from infra.contracts import catalogue, codec
-from infra.contracts.bus import Record
+from infra.contracts.bus import read_to_end
 from infra.contracts.dead_letters import REPLAYED_FROM, STATE, TOPICS, DeadLetterRefused
 from infra.contracts.errors import MalformedRecord
 from infra.kafka.bus import KafkaBus
@@ -68,25 +68,12 @@ def dead_letter(bus: KafkaBus, count: int = 1, partition: int | None = None) -> 
         publisher.close()
 
 
-def read_all(bus: KafkaBus, topic: str) -> list[Record]:
-    """Everything on a topic that nothing expired from, each partition in order."""
-    count = sum(bus.end_offsets(topic).values())
-    reader = bus.reader([topic])
-    found: list[Record] = []
-    try:
-        while len(found) < count:
-            found.extend(reader.poll(1.0))
-    finally:
-        reader.close()
-    return found
-
-
 def test_a_broken_record_is_listed_shown_replayed_and_then_settled(
     run: Commands, kafka_bus: KafkaBus, tmp_path: Path
 ) -> None:
     assert run("list") == "no dead letters\n"
     dead_letter(kafka_bus)
-    (original,) = read_all(kafka_bus, TOPIC)
+    (original,) = read_to_end(kafka_bus, TOPIC)
 
     (listed,) = json.loads(run("list", "--json"))
     letter = listed["id"]
@@ -101,7 +88,7 @@ def test_a_broken_record_is_listed_shown_replayed_and_then_settled(
     assert (tmp_path / "letter.bin").read_bytes() == BROKEN
 
     run("replay", letter, "--yes")
-    first, second = read_all(kafka_bus, TOPIC)
+    first, second = read_to_end(kafka_bus, TOPIC)
     assert first == original
     assert (second.key, second.value, second.partition) == (KEY, BROKEN, original.partition)
     assert second.headers == (*original.headers, (REPLAYED_FROM, letter.encode()))
@@ -114,7 +101,7 @@ def test_a_broken_record_is_listed_shown_replayed_and_then_settled(
     assert "state      replayed\n" in run("show", letter)
     assert isinstance(run.outcome("replay", letter, "--yes").exception, DeadLetterRefused)
     assert isinstance(run.outcome("replay", "--all", "--yes").exception, DeadLetterRefused)
-    assert len(read_all(kafka_bus, TOPIC)) == 2
+    assert len(read_to_end(kafka_bus, TOPIC)) == 2
 
 
 def test_a_repaired_record_goes_with_the_original_key(
@@ -123,7 +110,7 @@ def test_a_repaired_record_goes_with_the_original_key(
     dead_letter(kafka_bus)
     (tmp_path / "repaired").write_bytes(b"{}\xff")
     run("replay", f"{TOPIC}/0", "--value", "repaired", "--yes", "--reason", "quoted")
-    sent = read_all(kafka_bus, TOPIC)[-1]
+    sent = read_to_end(kafka_bus, TOPIC)[-1]
     assert (sent.key, sent.value) == (KEY, b"{}\xff")
     assert "with other bytes" in run("show", f"{TOPIC}/0")
 
@@ -132,7 +119,7 @@ def test_a_dropped_letter_leaves_the_list_and_stays_on_the_topic(
     run: Commands, kafka_bus: KafkaBus
 ) -> None:
     dead_letter(kafka_bus, 3)
-    before = read_all(kafka_bus, DLQ)
+    before = read_to_end(kafka_bus, DLQ)
     assert run.outcome("drop", f"{TOPIC}/1", stdin="n\n").exit_code == 1
     run("drop", f"{TOPIC}/1", "--yes", "--reason", "noise")
     assert [each["id"] for each in json.loads(run("list", "--json"))] == [
@@ -140,8 +127,8 @@ def test_a_dropped_letter_leaves_the_list_and_stays_on_the_topic(
         f"{TOPIC}/2",
     ]
     assert ": noise\n" in run("show", f"{TOPIC}/1")
-    assert read_all(kafka_bus, DLQ)[:3] == before
-    assert len(read_all(kafka_bus, TOPIC)) == 3
+    assert read_to_end(kafka_bus, DLQ)[:3] == before
+    assert len(read_to_end(kafka_bus, TOPIC)) == 3
     run("drop", "--all", "--yes")
     assert json.loads(run("list", "--json")) == []
 
@@ -158,9 +145,9 @@ def test_letters_beyond_the_first_partition_are_settled_on_their_own(
     replayed = run("replay", "--all", "--yes").splitlines()
     assert len(replayed) == 238
     assert json.loads(run("list", "--json")) == []
-    for record in read_all(kafka_bus, DLQ):
+    for record in read_to_end(kafka_bus, DLQ):
         assert (codec.header(record.headers, STATE) is not None) == (record.offset >= 120)
-    assert len(read_all(kafka_bus, TOPIC)) == 480
+    assert len(read_to_end(kafka_bus, TOPIC)) == 480
 
 
 def test_a_topic_whose_letters_have_all_expired_is_empty_without_a_wait(

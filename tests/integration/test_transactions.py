@@ -12,6 +12,7 @@ from aiokafka.errors import ProducerFenced
 from aiokafka.structs import TopicPartition
 from kafka.admin import NewTopic
 
+from infra.contracts.bus import read_to_end
 from infra.contracts.catalogue import REQUESTS, RESULTS
 from infra.kafka.bus import KafkaBus
 from infra.kafka.connection import admin_client
@@ -27,8 +28,6 @@ from stream_workers.transactions import (
 )
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
-
-SMALL = {"max.message.bytes": "2000"}
 
 
 class Group:
@@ -84,12 +83,7 @@ async def producer(group: Group) -> AsyncIterator[TransactionalProducer]:
 
 
 def read(bus: KafkaBus, topic: str = RESULTS.name) -> list[bytes | None]:
-    reader = bus.reader([topic])
-    ends, found = bus.end_offsets(topic), []
-    while any(reader.position(partition) < end for partition, end in ends.items()):
-        found += [record.value for record in reader.poll(0.2)]
-    reader.close()
-    return found
+    return [record.value for record in read_to_end(bus, topic)]
 
 
 async def test_records_and_offsets_are_written_together(
@@ -154,7 +148,9 @@ async def test_what_follows_a_record_that_the_broker_refused_is_written(
     """It counts batches, and takes none behind one that it did not take."""
     consumer = await group.join()
     # From its first moment: a broker takes a while to heed a setting that is changed later.
-    small = NewTopic(kafka_settings.topic_prefix + "small", 1, 1, topic_configs=SMALL)
+    small = NewTopic(
+        kafka_settings.topic_prefix + "small", 1, 1, topic_configs={"max.message.bytes": "2000"}
+    )
     with admin_client(kafka_settings) as admin:
         admin.create_topics([small])
 

@@ -222,7 +222,7 @@ class Deployment:
         words += ["--rate", str(self.plan.rate), "--max-tokens", str(self.plan.max_tokens)]
         words += ["--seed", f"{self.plan.seed}/{number}"]
         assert self.url is not None
-        before = self._lines()
+        before = self._ledger_size()
         words += ["--http", self.url, "--key", self.key()]
         self.children["traffic"] = Child(
             "traffic",
@@ -230,10 +230,10 @@ class Deployment:
             log=self.home / "logs" / "traffic.log",
             environment={"PYTHONPATH": str(ROOT)},
         )
-        self.wait("traffic", lambda: self._lines() > before, READY_S, child="traffic")
+        self.wait("traffic", lambda: self._ledger_size() > before, READY_S, child="traffic")
 
-    def _lines(self) -> int:
-        return len(self._ledger.read_bytes().splitlines()) if self._ledger.exists() else 0
+    def _ledger_size(self) -> int:
+        return self._ledger.stat().st_size if self._ledger.exists() else 0
 
     def stop_traffic(self) -> dict[str, int]:
         """What it sent, by kind, and what failed."""
