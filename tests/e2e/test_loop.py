@@ -5,6 +5,7 @@ Asserts on what stands on the topics.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -46,7 +47,7 @@ from tests.traces import Traces, links_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
-REQUESTS = 200
+REQUESTS = 80
 EDIT = " is a short sentence that people would rather have read."
 
 
@@ -106,7 +107,12 @@ def environment(settings: Settings) -> dict[str, str]:
 def test_feedback_makes_a_version_that_the_worker_switches_to(
     settings: Settings, kafka_bus: KafkaBus, collector: OtlpReceiver
 ) -> None:
-    sampling = SamplingParameters(max_tokens=200, temperature=0.7, seed=1, ignore_eos=True)
+    # Of different lengths, so that no moment has all of them between two requests: the switch meets
+    # some in flight whenever it comes.
+    lengths = itertools.cycle(
+        SamplingParameters(max_tokens=tokens, temperature=0.7, seed=1, ignore_eos=True)
+        for tokens in (90, 130, 170, 210)
+    )
     children = environment(settings) | collector.environment
     with LocalPlatform(settings, lambda line: None, environment=children, quiet=True) as platform:
         with (
@@ -125,12 +131,12 @@ def test_feedback_makes_a_version_that_the_worker_switches_to(
                 platform.check()
                 platform.watch.poll(0.05)
                 running = [handle for handle in running if not handle.done]
-                # Many and long ones once the version is there, so that the switch meets some.
-                wanted = 16 if ("default", "2") in platform.watch.versions else 1
+                # Few beside the training, many once the version is there.
+                wanted = 16 if ("default", "2") in platform.watch.versions else 4
                 while len(running) < wanted:
-                    running.append(client.submit("The module", sampling=sampling))
+                    running.append(client.submit("The module", sampling=next(lengths)))
                     handles.append(running[-1])
-            after = client.submit("The module", sampling=sampling)
+            after = client.submit("The module", sampling=short)
             handles.append(after)
             assert after.result(120).model_versions == ("default@2",)
             assert all(handle.result(120).error is None for handle in handles)

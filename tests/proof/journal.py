@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
+
+T = TypeVar("T")
 
 PATIENCE_S = 60.0
 REQUEST_TOPICS = ("generation.requests", "generation.requests.batch")
@@ -32,6 +34,14 @@ TOPICS = (
     "model.rollouts",
     "platform.workers",
 )
+MOVING = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+}
+"""Codes of an answer by a broker that what is asked about has left, or has not reached yet."""
 Place = tuple[str, int, int]
 """Topic, partition, offset."""
 
@@ -74,7 +84,7 @@ class Journal:
             }
         )
         try:
-            self._read(consumer)
+            again(lambda: self._read(consumer))
         finally:
             consumer.close()
 
@@ -141,17 +151,33 @@ class Journal:
         """Records read so far that the group has not committed, by partition where there are."""
         asked = confluent_kafka.ConsumerGroupTopicPartitions(self._prefix + group)
         with AdminClient(self._options) as admin:
-            answer = admin.list_consumer_group_offsets([asked])[self._prefix + group]
-            committed = {
-                (place.topic.removeprefix(self._prefix), place.partition): max(place.offset, 0)
-                for place in answer.result(PATIENCE_S).topic_partitions
-            }
+            answer = again(
+                lambda: admin.list_consumer_group_offsets([asked])[self._prefix + group].result(
+                    PATIENCE_S
+                )
+            )
+        committed = {
+            (place.topic.removeprefix(self._prefix), place.partition): max(place.offset, 0)
+            for place in answer.topic_partitions
+        }
         return Counter(
             record.place[:2]
             for topic in topics
             for record in self.records[topic]
             if record.place[2] >= committed.get(record.place[:2], 0)
         )
+
+
+def again(question: Callable[[], T]) -> T:
+    """Its answer, asked for again within the patience while a fault moves leaders about."""
+    patient_until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return question()
+        except KafkaException as error:
+            if error.args[0].code() not in MOVING or time.monotonic() > patient_until:
+                raise
+        time.sleep(0.2)
 
 
 def parsed(value: bytes | None) -> dict[str, Any] | None:
