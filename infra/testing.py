@@ -166,7 +166,7 @@ class InMemoryPublisher:
     def flush(self, timeout_s: float | None = None) -> None:
         """Everything is always written."""
 
-    def close(self) -> None:
+    def close(self, timeout_s: float = 0.0) -> None:
         """Nothing to let go of."""
 
 

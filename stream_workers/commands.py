@@ -38,6 +38,7 @@ def worker(engine: EngineKind, token_interval_s: float) -> None:
     from infra.kafka.bus import KafkaBus, resolve_kafka
     from infra.settings import load_settings
     from observability.setup import configure_telemetry
+    from stream_workers import event_loop
     from stream_workers.service import default_worker_id, run_worker
 
     settings = load_settings()
@@ -53,4 +54,4 @@ def worker(engine: EngineKind, token_interval_s: float) -> None:
     ):
         # For every loop of the process, Faust's consumer thread included.
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-        asyncio.run(run_worker(settings, kafka, bus, engine, token_interval_s))
+        event_loop.run(run_worker(settings, kafka, bus, engine, token_interval_s))

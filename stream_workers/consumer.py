@@ -20,6 +20,7 @@ from aiokafka.structs import TopicPartition as BrokerPartition
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
+from mode.threads import WorkerThread
 
 from infra.contracts.bus import Record, TopicPartition
 from observability.messaging import count_polled
@@ -209,11 +210,21 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
         return TP(self._intake.prefix + partition.topic, partition.partition)
 
 
+class _DaemonThread(WorkerThread):  # type: ignore[misc]
+    """Ends with the process: without a broker, aiokafka's consumer never stops."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.daemon = True
+
+
 class _ReadCommittedThread(AIOKafkaConsumerThread):  # type: ignore[misc]
     """Reads committed records, where Faust reads all, and nothing while it is held.
 
     The fields here are the thread's; others only read ``_turn``.
     """
+
+    Worker = _DaemonThread
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

@@ -77,6 +77,8 @@ from stream_workers.versions import VersionSwitcher, wait_for_plan
 
 ENGINE_WATCH_S = 0.5
 ENDS_S = 5.0
+LEAVE_S = 15.0
+"""For Faust to stop, and for the last reports to be written. Without a broker they would wait."""
 """Between two looks at where partitions end, for the lag that operators see."""
 
 _LOG = logging.getLogger(__name__)
@@ -141,7 +143,7 @@ async def run_worker(
         watcher = RegistryWatcher(bus)
         stack.callback(watcher.close)
         publisher = bus.publisher(client_id=worker_id)
-        stack.push_async_callback(asyncio.to_thread, publisher.close)
+        stack.push_async_callback(asyncio.to_thread, publisher.close, LEAVE_S)
         configuring = await asyncio.to_thread(config_watcher, bus, options)
         stack.callback(configuring.close)
         workers = WorkersWatcher(bus)
@@ -394,7 +396,17 @@ class _Worker:
             state = "stopped"
         finally:
             # Leaving the group hands the partitions back at once; only then may the loops end.
-            await self.app.stop()
+            leaving = asyncio.ensure_future(self.app.stop())
+            # Not wait_for: Faust takes no notice of being cancelled.
+            _, late = await asyncio.wait({leaving}, timeout=LEAVE_S)
+            if late:
+                _LOG.warning(
+                    "the group could not be left within %.0f s, as Kafka does not answer; it gives "
+                    "the partitions to others after the session timeout",
+                    LEAVE_S,
+                )
+            else:
+                await leaving
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

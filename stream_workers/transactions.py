@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ from stream_workers.member_sender import MemberRefused, MemberSender
 RETRY_BACKOFF_MS = 20
 UNSTABLE_OFFSET_COMMIT = 88
 RESUME_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
 
 
 class TransactionFailed(RetryableError):
@@ -127,7 +129,8 @@ class TransactionalProducer:
 
     async def stop(self) -> None:
         """Disconnect. An open transaction is left to the broker's timeout. Safe to call twice."""
-        await self._producer.stop()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._producer.stop(), STOP_TIMEOUT_S)
 
     async def reachable(self, timeout_s: float) -> bool:
         """Whether a broker answers within ``timeout_s``."""

@@ -87,8 +87,11 @@ class Publisher(Protocol):
         """Wait until everything published so far is written. Raises ``TimeoutError``."""
         ...
 
-    def close(self) -> None:
-        """Flush, then let go of the connection. Safe to call twice."""
+    def close(self, timeout_s: float = 120.0) -> None:
+        """Flush, then let go of the connection. Safe to call twice.
+
+        What is not written within ``timeout_s`` fails.
+        """
         ...
 
 

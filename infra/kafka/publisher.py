@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Future
 from time import perf_counter
 from typing import Any
@@ -21,6 +22,8 @@ from infra.contracts.errors import FeedloomError, RetryableError
 from infra.kafka.connection import access_refused, client_options, login_refused, reachable
 from infra.settings import KafkaSettings
 from observability.messaging import count_sent
+
+_LOG = logging.getLogger(__name__)
 
 LINGER_MS = 2
 MAX_BLOCK_MS = 30_000
@@ -118,8 +121,19 @@ class KafkaPublisher:
         except KafkaTimeoutError as error:
             raise TimeoutError(f"records are still unsent after {timeout_s} s") from error
 
-    def close(self) -> None:
-        """Flush and disconnect."""
-        if not self._closed:
-            self._closed = True
-            self._producer.close(timeout=DELIVERY_TIMEOUT_MS / 1000)
+    def close(self, timeout_s: float = DELIVERY_TIMEOUT_MS / 1000) -> None:
+        """See :class:`infra.contracts.bus.Publisher`."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._producer.flush(timeout=timeout_s)
+        except KafkaTimeoutError:
+            _LOG.warning(
+                "Kafka did not take in %.0f s all that was to be written: the rest has failed",
+                timeout_s,
+            )
+            # Closing would flush again, raise, and leave the thread to go on trying.
+            self._producer._sender.force_close()
+            self._producer._sender.join()
+        self._producer.close()

@@ -69,6 +69,9 @@ class Journal:
         self._prefix = prefix
         self._next: dict[tuple[str, int], int] = {}
         self._options: dict[str, Any] = {"bootstrap.servers": servers}
+        # One for all questions: librdkafka fell (a segmentation fault in its main thread) where
+        # each had its own, which was closed with an event unserved.
+        self._admin = AdminClient(self._options)
 
     def read(self) -> None:
         """To where each partition ends when the read of it gets there; aborted ones left out."""
@@ -150,12 +153,11 @@ class Journal:
     ) -> Mapping[tuple[str, int], int]:
         """Records read so far that the group has not committed, by partition where there are."""
         asked = confluent_kafka.ConsumerGroupTopicPartitions(self._prefix + group)
-        with AdminClient(self._options) as admin:
-            answer = again(
-                lambda: admin.list_consumer_group_offsets([asked])[self._prefix + group].result(
-                    PATIENCE_S
-                )
+        answer = again(
+            lambda: self._admin.list_consumer_group_offsets([asked])[self._prefix + group].result(
+                PATIENCE_S
             )
+        )
         committed = {
             (place.topic.removeprefix(self._prefix), place.partition): max(place.offset, 0)
             for place in answer.topic_partitions
