@@ -6,8 +6,9 @@ The same integration tests run on each. With no broker to be had the run fails.
 from __future__ import annotations
 
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ CHAT_TEMPLATE = (
 )
 
 
+LOG_LINES, LOG_WIDTH = 30, 300
+CLIENT_NOISE = re.compile(r"aiokafka: |kafka\.net|kafka\.cluster|mode\.timers")
+"""Lines that a client writes by the thousand while a broker is away."""
+
 LONGEST = (
     "proof/test_soak.py",
     "integration/test_trainer_killed.py",
@@ -59,8 +64,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first, so that the rest runs beside it and nothing after it."""
+    for item in items:
+        needs = {mark.name for mark in item.iter_markers()} & {"kafka", "vllm"}
+        if needs and item.path.is_relative_to(ROOT / "tests" / "unit"):
+            # `make test` would not run it: it looks for such tests elsewhere.
+            raise pytest.UsageError(f"{item.nodeid} is a unit test and needs {needs.pop()}")
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show how the logs of a failed test's processes end; its folder may be gone by then."""
+    report = yield
+    home = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.failed and home is not None:
+        for log in sorted(home.rglob("*.log")):
+            if log.stem.isdigit():
+                continue  # a broker's segment
+            lines = log.read_text("utf-8", "replace").splitlines()
+            ours = [line[:LOG_WIDTH] for line in lines if not CLIENT_NOISE.search(line)]
+            end = "\n".join(ours[-LOG_LINES:])
+            report.sections.append((f"the end of {log.relative_to(home)}", end))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -255,12 +255,15 @@ def test_the_demo_reports_every_key_on_a_small_setting(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     small = {
         "FEEDLOOM_HOME": str(home),
-        "FEEDLOOM_BOOTSTRAP__SECONDS": "15",
-        "FEEDLOOM_BOOTSTRAP__COMPILE": "false",
-        "FEEDLOOM_BOOTSTRAP__CORPUS_MB": "3",
+        "FEEDLOOM_BOOTSTRAP__SECONDS": "10",
+        "FEEDLOOM_BOOTSTRAP__HIDDEN_SIZE": "128",
+        "FEEDLOOM_BOOTSTRAP__LAYERS": "2",
+        "FEEDLOOM_BOOTSTRAP__HEADS": "2",
+        "FEEDLOOM_BOOTSTRAP__CORPUS_MB": "2",
         "FEEDLOOM_DEMO__PROMPTS": "20",
         "FEEDLOOM_DEMO__HELDOUT_PROMPTS": "8",
         "FEEDLOOM_TRAINER__NUM_TRAIN_EPOCHS": "1",
+        "FEEDLOOM_TRAINER__MAX_TRAIN_SECONDS": "15",
         "FEEDLOOM_TRAINER__MAX_FORGETTING": "5",
         "FEEDLOOM_WORKER__KV_CACHE_GB": "0.25",
     }

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 T = TypeVar("T")
 
@@ -69,9 +68,6 @@ class Journal:
         self._prefix = prefix
         self._next: dict[tuple[str, int], int] = {}
         self._options: dict[str, Any] = {"bootstrap.servers": servers}
-        # One for all questions: librdkafka fell (a segmentation fault in its main thread) where
-        # each had its own, which was closed with an event unserved.
-        self._admin = AdminClient(self._options)
 
     def read(self) -> None:
         """To where each partition ends when the read of it gets there; aborted ones left out."""
@@ -152,15 +148,23 @@ class Journal:
         self, group: str, topics: Sequence[str] = REQUEST_TOPICS
     ) -> Mapping[tuple[str, int], int]:
         """Records read so far that the group has not committed, by partition where there are."""
-        asked = confluent_kafka.ConsumerGroupTopicPartitions(self._prefix + group)
-        answer = again(
-            lambda: self._admin.list_consumer_group_offsets([asked])[self._prefix + group].result(
-                PATIENCE_S
-            )
-        )
+        asked = [
+            TopicPartition(self._prefix + topic, number)
+            for topic, number in self._next
+            if topic in topics
+        ]
+        if not asked:
+            return {}
+        # A consumer, which joins nothing by asking: an administrator's client that is asked again
+        # after a broker was away ends the process (librdkafka 2.16, a segmentation fault).
+        consumer = confluent_kafka.Consumer({**self._options, "group.id": self._prefix + group})
+        try:
+            places = again(lambda: consumer.committed(asked, PATIENCE_S))
+        finally:
+            consumer.close()
         committed = {
             (place.topic.removeprefix(self._prefix), place.partition): max(place.offset, 0)
-            for place in answer.topic_partitions
+            for place in places
         }
         return Counter(
             record.place[:2]
