@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import time
 import traceback
@@ -19,6 +20,10 @@ from opentelemetry.context import get_current
 from opentelemetry.sdk._logs import LoggerProvider
 
 REDACTED = "[redacted]"
+CLIENTS = {"aiokafka", "kafka"}
+REPEATED_EVERY_S = 10.0
+MOST_REPEATED = 1_000
+"""Lines that are remembered at once."""
 
 _SEVERITIES = {
     logging.DEBUG: SeverityNumber.DEBUG,
@@ -54,11 +59,47 @@ def without_secrets(text: str) -> str:
     return text
 
 
+class ClientRepeats(logging.Filter):
+    """Of what Kafka's clients say over and over, lets one line pass in ``every_s`` seconds.
+
+    While a broker is away they say so dozens of times a second, and bury all else. A line that
+    passes knows how many like it did not (``repeats``).
+    """
+
+    def __init__(self, every_s: float = REPEATED_EVERY_S) -> None:
+        super().__init__()
+        self._every_s = every_s
+        # When it last passed, and how often it did not since.
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in CLIENTS:
+            return True
+        key = record.name, record.getMessage()
+        passed, held = self._seen.get(key, (-math.inf, 0))
+        if record.created - passed < self._every_s:
+            self._seen[key] = passed, held + 1
+            return False
+        if len(self._seen) >= MOST_REPEATED and key not in self._seen:
+            self._seen.clear()
+        self._seen[key] = record.created, 0
+        record.repeats = held
+        return True
+
+
+def _held(record: logging.LogRecord) -> str:
+    repeats = getattr(record, "repeats", 0)
+    return f" (and {repeats} times more before)" if repeats else ""
+
+
 class TraceFormatter(logging.Formatter):
     """``time LEVEL logger: message [trace_id]``; the trace id only inside a span."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return super().formatMessage(record) + _held(record)
 
     def format(self, record: logging.LogRecord) -> str:
         line = without_secrets(super().format(record))
@@ -84,7 +125,7 @@ class JsonFormatter(logging.Formatter):
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
-            "message": without_secrets(record.getMessage()),
+            "message": without_secrets(record.getMessage()) + _held(record),
             "service": self._service,
         }
         context = trace.get_current_span().get_span_context()
@@ -127,7 +168,7 @@ class OtelLogHandler(logging.Handler):
                 severity_number=(
                     SeverityNumber.UNSPECIFIED if level is None else _SEVERITIES[level]
                 ),
-                body=without_secrets(record.getMessage()),
+                body=without_secrets(record.getMessage()) + _held(record),
                 attributes=attributes,
             )
         )

@@ -231,13 +231,14 @@ def _start_metrics(
 def _start_logs(resource: Resource, exporters: Sequence[Exporter]) -> Callable[[], object]:
     from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 
-    from observability.logs import OtelLogHandler
+    from observability.logs import ClientRepeats, OtelLogHandler
 
     provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
     for exporter in exporters:
         provider.add_log_record_processor(BatchLogRecordProcessor(_log_exporter(exporter)))
     set_logger_provider(provider)
     handler = OtelLogHandler(provider)
+    handler.addFilter(ClientRepeats())
     logging.getLogger().addHandler(handler)
 
     def stop() -> None:
@@ -257,7 +258,7 @@ def _log_exporter(exporter: Exporter) -> LogRecordExporter:
 
 
 def _configure_logging(settings: TelemetrySettings, service: str) -> None:
-    from observability.logs import JsonFormatter, TraceFormatter
+    from observability.logs import ClientRepeats, JsonFormatter, TraceFormatter
 
     root = logging.getLogger()
     ours = (TraceFormatter, JsonFormatter)
@@ -265,6 +266,7 @@ def _configure_logging(settings: TelemetrySettings, service: str) -> None:
         as_json = settings.log_format == "json"
         handler = logging.StreamHandler()
         handler.setFormatter(JsonFormatter(service) if as_json else TraceFormatter())
+        handler.addFilter(ClientRepeats())
         root.addHandler(handler)
     if root.level > logging.INFO or root.level == logging.NOTSET:
         root.setLevel(logging.INFO)

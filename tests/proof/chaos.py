@@ -275,7 +275,14 @@ def main() -> int:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    plan = Plan(brokers=len(BROKERS), rate=12.0, min_examples=40, seed=options.seed)
+    plan = Plan(
+        brokers=len(BROKERS),
+        rate=12.0,
+        min_examples=40,
+        seed=options.seed,
+        # Far more than a clock jumps: what is older than that may be forgotten.
+        feedback_window_s=7 * 86_400.0,
+    )
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         home = options.home or Path(temporary)
         with Arena(home, plan, say) as place:

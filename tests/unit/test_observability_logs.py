@@ -15,7 +15,9 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from infra.identity.keys import make_key
 from observability.logs import (
+    MOST_REPEATED,
     REDACTED,
+    ClientRepeats,
     JsonFormatter,
     OtelLogHandler,
     TraceFormatter,
@@ -146,3 +148,40 @@ def test_the_form_is_a_setting(form: str) -> None:
         assert (found["service"], found["message"]) == ("till", "open")
     else:
         assert line.endswith("INFO    shop: open")
+
+
+def _said(name: str, at_s: float, text: str = "no broker") -> logging.LogRecord:
+    record = logging.LogRecord(name, logging.ERROR, __file__, 1, "%s", (text,), None)
+    record.created = at_s
+    return record
+
+
+def test_what_a_kafka_client_repeats_is_written_now_and_then_with_how_often_it_was_said() -> None:
+    filtering = ClientRepeats(every_s=10)
+    moments = [100.0, 100.1, 103.0, 109.9, 110.0, 125.0]
+    records = [_said("aiokafka.conn", moment) for moment in moments]
+    passed = [record for record in records if filtering.filter(record)]
+    assert [record.created for record in passed] == [100.0, 110.0, 125.0]
+    lines = [TraceFormatter().format(record) for record in passed]
+    assert [line.partition("aiokafka.conn: ")[2] for line in lines] == [
+        "no broker",
+        "no broker (and 3 times more before)",
+        "no broker",
+    ]
+    written = json.loads(JsonFormatter("feedloom-worker").format(passed[1]))
+    assert written["message"] == "no broker (and 3 times more before)"
+
+
+def test_another_line_another_logger_and_our_own_repeats_are_written() -> None:
+    filtering = ClientRepeats(every_s=10)
+    assert filtering.filter(_said("aiokafka", 1.0, "node 1"))
+    assert filtering.filter(_said("aiokafka", 1.0, "node 2"))
+    assert filtering.filter(_said("kafka.net", 1.0, "node 1"))
+    assert all(filtering.filter(_said("stream_workers.outcomes", 1.0)) for _ in range(3))
+
+
+def test_lines_that_all_differ_take_no_more_memory_for_ever() -> None:
+    filtering = ClientRepeats(every_s=10)
+    for number in range(3 * MOST_REPEATED):
+        assert filtering.filter(_said("kafka", 1.0, f"request {number}"))
+    assert len(filtering._seen) <= MOST_REPEATED
