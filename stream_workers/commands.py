@@ -32,6 +32,8 @@ engine_option = click.option(
 def worker(engine: EngineKind, token_interval_s: float) -> None:
     """Run a stream worker until SIGTERM or SIGINT."""
     import asyncio
+    import os
+    import sys
 
     import uvloop
 
@@ -54,4 +56,7 @@ def worker(engine: EngineKind, token_interval_s: float) -> None:
     ):
         # For every loop of the process, Faust's consumer thread included.
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-        event_loop.run(run_worker(settings, kafka, bus, engine, token_interval_s))
+        ended = event_loop.run(run_worker(settings, kafka, bus, engine, token_interval_s))
+    if not ended:
+        sys.stderr.flush()
+        os._exit(0)

@@ -16,8 +16,12 @@ _LOG = logging.getLogger(__name__)
 PATIENCE_S = 10.0
 
 
-def run(main: Coroutine[Any, Any, None], *, patience_s: float = PATIENCE_S) -> None:
-    """As ``asyncio.run``, but a task that does not end within ``patience_s`` is left behind."""
+def run(main: Coroutine[Any, Any, None], *, patience_s: float = PATIENCE_S) -> bool:
+    """As ``asyncio.run``, but a task that does not end within ``patience_s`` is left behind.
+
+    Returns whether all ended. If not, leave with ``os._exit``: a thread that still logs can make
+    the interpreter abort as it shuts down.
+    """
     runner = asyncio.Runner()
     try:
         runner.run(main)
@@ -27,6 +31,7 @@ def run(main: Coroutine[Any, Any, None], *, patience_s: float = PATIENCE_S) -> N
             _LOG.warning("%d tasks did not end within %.0f s", left, patience_s)
         else:
             runner.close()
+    return not left
 
 
 async def _cancel_others(patience_s: float) -> int:

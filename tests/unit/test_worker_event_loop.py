@@ -26,7 +26,7 @@ def test_a_task_that_takes_no_notice_of_being_cancelled_is_left_behind(
         left.append(asyncio.create_task(_stubborn()))
         await asyncio.sleep(0)
 
-    run(main(), patience_s=0.05)
+    assert not run(main(), patience_s=0.05)
     assert not left[0].done()
     assert "1 tasks did not end within" in caplog.text
     loop = left[0].get_loop()
@@ -51,7 +51,7 @@ def test_what_ends_when_told_is_waited_for_and_the_loop_is_closed() -> None:
         tasks.append(asyncio.create_task(orderly()))
         await asyncio.sleep(0)
 
-    run(main())
+    assert run(main())
     assert ended == [True]
     assert tasks[0].get_loop().is_closed()
 
