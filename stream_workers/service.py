@@ -77,9 +77,9 @@ from stream_workers.versions import VersionSwitcher, wait_for_plan
 
 ENGINE_WATCH_S = 0.5
 ENDS_S = 5.0
+"""Between two looks at where partitions end, for the lag that operators see."""
 LEAVE_S = 15.0
 """For Faust to stop, and for the last reports to be written. Without a broker they would wait."""
-"""Between two looks at where partitions end, for the lag that operators see."""
 
 _LOG = logging.getLogger(__name__)
 

@@ -63,7 +63,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that the rest runs beside it and nothing after it."""
+    """What takes longest begins first, so that the rest runs beside it and nothing after it.
+
+    Raises UsageError: a unit test needs a broker or an engine.
+    """
     for item in items:
         needs = {mark.name for mark in item.iter_markers()} & {"kafka", "vllm"}
         if needs and item.path.is_relative_to(ROOT / "tests" / "unit"):

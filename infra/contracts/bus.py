@@ -87,10 +87,11 @@ class Publisher(Protocol):
         """Wait until everything published so far is written. Raises ``TimeoutError``."""
         ...
 
-    def close(self, timeout_s: float = 120.0) -> None:
+    def close(self, timeout_s: float = ...) -> None:
         """Flush, then let go of the connection. Safe to call twice.
 
-        What is not written within ``timeout_s`` fails.
+        What is not written within ``timeout_s`` fails; by default that is as long as a delivery
+        may take.
         """
         ...
 

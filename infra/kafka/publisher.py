@@ -136,4 +136,4 @@ class KafkaPublisher:
             # Closing would flush again, raise, and leave the thread to go on trying.
             self._producer._sender.force_close()
             self._producer._sender.join()
-        self._producer.close()
+        self._producer.close(timeout=timeout_s)
