@@ -6,12 +6,14 @@ Its agents are in ``join_agents``. Requests do not pass through agents: see ``co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import faust
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers.aiokafka import Producer, Transport
+from mode.utils.queues import FlowControlEvent
 
 from infra.contracts.bus import TopicPartition
 from infra.contracts.catalogue import REQUESTS, REQUESTS_BATCH
@@ -76,7 +78,20 @@ def faust_app(
     return app
 
 
+class _Flow(FlowControlEvent):  # type: ignore[misc]
+    """Faust resumes it once more after it has sought, and would drop what came since the seek."""
+
+    def resume(self) -> None:
+        if not self.is_active():
+            super().resume()
+
+
 class _App(faust.App):  # type: ignore[misc]
+    @cached_property
+    def flow_control(self) -> FlowControlEvent:
+        """Faust's hook."""
+        return _Flow(loop=self.loop)
+
     async def _on_agent_error(self, agent: Any, exc: BaseException) -> None:
         """End the worker: what is not acknowledged comes again, to whoever has the partition.
 

@@ -4,39 +4,35 @@ Faust delivers each message through a conductor, a queue and a stream iterator, 
 and locks a message, and acks each through counters that miscount (faust-streaming 606). Requests
 need none of it: they are not joined, they end in any order, and their offsets are committed in
 the transactions that hold their results. So the consumer hands them over as they were fetched.
-Group membership, rebalancing, table recovery and every other topic stay Faust's.
+
+Records of every other topic go to Faust's agents, but what of them may be committed is told by an
+``OffsetTracker``: Faust's own lists pass over a single record that no agent got. And agents get
+nothing between the revocation of partitions and the seek behind their assignment, as all of that
+comes again. Group membership, rebalancing and the recovery of tables stay Faust's.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from aiokafka.structs import TopicPartition as BrokerPartition
 from faust.transport.consumer import ensure_TP
-from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from faust.transport.drivers.aiokafka import Consumer, Transport
 from faust.types import TP
-from mode.threads import WorkerThread
 
 from infra.contracts.bus import Record, TopicPartition
 from observability.messaging import count_polled
+from stream_workers.consumer_thread import ConsumerThread
 from stream_workers.lag import PartitionLag
+from stream_workers.offsets import OffsetTracker
 from stream_workers.transactions import Committed, GroupMember
 
-FETCH_WAIT_MS = 500
-"""How long the broker may hold back an empty fetch, Kafka's default.
-
-aiokafka has one fetch under way for a broker: a partition that is resumed waits for it to return.
-"""
 POLL_S = 0.1
 """How long one fetch may keep a partition that was resumed meanwhile waiting."""
-
-HELD_S = 0.02
-"""Until who asks for records while none are fetched may ask again."""
 
 
 class Intake(Protocol):
@@ -64,10 +60,15 @@ class Stored(Protocol):
 class RequestConsumer(Consumer):  # type: ignore[misc]
     """The worker's consumer. ``Flow`` for the dispatcher."""
 
-    _seeks = 0
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._seeks = 0
+        self._revocations = 0
+        # Of the agents' partitions, once they are sought.
+        self._trackers: dict[TP, OffsetTracker] = {}
 
-    def _new_consumer_thread(self) -> _ReadCommittedThread:
-        return _ReadCommittedThread(self, loop=self.loop, beacon=self.beacon)
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     @property
     def _intake(self) -> RequestTransport:
@@ -109,6 +110,7 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
             await self._thread.release(seek)
 
     async def _perform_seek(self) -> None:
+        revocations = self._revocations
         await super().perform_seek()
         transport = self._intake
         mine = [tp for tp in self.assignment() if tp.topic in transport.topics]
@@ -138,9 +140,18 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
         transport.lag.assigned(opened)
         for partition, offset in opened.items():
             await self.seek(self._broker_name(partition), offset)
+        # Faust may go on with what it did for partitions that have moved on meanwhile.
+        if revocations == self._revocations:
+            self._trackers = {
+                tp: OffsetTracker()
+                for tp in self.assignment()
+                if not (tp in mine or tp.topic in changelogs)
+            }
 
     async def on_partitions_revoked(self, revoked: AbstractSet[Any]) -> None:
         """The intake commits what it can while this member may still."""
+        self._revocations += 1
+        self._trackers = {}
         await self._intake.intake.revoking()
         self._intake.lag.revoked()
         await super().on_partitions_revoked(revoked)
@@ -182,7 +193,37 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
             if moved or not self.flow_active:
                 return
             if active is None or tp in active or tp in self._buffered_partitions:
-                yield tp, self._to_message(tp, record)
+                message = self._to_message(tp, record)
+                if self._deliver(message):
+                    yield tp, message
+
+    def _deliver(self, message: Any) -> bool:
+        """Whether an agent gets it, or a table that is being recovered."""
+        if message.topic in self.app.tables.changelog_topics:
+            return True
+        tracker = self._trackers.get(message.tp)
+        return tracker is not None and tracker.deliver(message.offset)
+
+    def ack(self, message: Any) -> bool:
+        """Faust's hook: an agent is done with it, and what came of it is written."""
+        if message.acked:
+            return False
+        message.acked = True
+        self._unacked_messages.discard(message)
+        self._n_acked += 1
+        tracker = self._trackers.get(message.tp)
+        return tracker is not None and tracker.finish(message.offset)
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        """Faust's hook: where there may be something to commit."""
+        return (tp for tp in self._trackers if topics is None or tp in topics or tp.topic in topics)
+
+    def _new_offset(self, tp: TP) -> int | None:
+        """Faust's hook: what to commit, if it is not committed yet."""
+        return self._trackers[tp].base
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Faust's hook, for its own lists."""
 
     async def _getmany(self, active_partitions: AbstractSet[Any] | None, timeout: float) -> Any:
         """Faust's hook: one fetch, once the flow goes."""
@@ -208,104 +249,6 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
 
     def _broker_name(self, partition: TopicPartition) -> TP:
         return TP(self._intake.prefix + partition.topic, partition.partition)
-
-
-class _DaemonThread(WorkerThread):  # type: ignore[misc]
-    """Ends with the process: without a broker, aiokafka's consumer never stops."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self.daemon = True
-
-
-class _ReadCommittedThread(AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Reads committed records, where Faust reads all, and nothing while it is held.
-
-    The fields here are the thread's; others only read ``_turn``.
-    """
-
-    Worker = _DaemonThread
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._holders: set[object] = set()
-        self._released: set[object] = set()
-        self._turn = 0
-        self._fetching = 0
-        self._idle = asyncio.Event()
-
-    async def hold(self, holder: object) -> None:
-        """Fetch nothing until ``release``, not what was asked for before either.
-
-        Returns once no fetch is under way.
-        """
-        await self.call_thread(self._hold, holder)
-
-    async def release(self, holder: object) -> None:
-        """Of a hold, which may not have come to the thread yet."""
-        await self.call_thread(self._release, holder)
-
-    async def getmany(self, active_partitions: AbstractSet[Any] | None, timeout: float) -> Any:
-        """As Faust's."""
-        consumer = self._ensure_consumer()
-        return await self.call_thread(
-            self._fetch,
-            self._turn,
-            consumer,
-            active_partitions,
-            timeout=timeout,
-            max_records=consumer._max_poll_records,
-        )
-
-    async def _hold(self, holder: object) -> None:
-        if holder in self._released:
-            self._released.remove(holder)
-            return
-        self._holders.add(holder)
-        self._turn += 1
-        while self._fetching:
-            self._idle.clear()
-            await self._idle.wait()
-
-    async def _release(self, holder: object) -> None:
-        if holder in self._holders:
-            self._holders.remove(holder)
-        else:
-            self._released.add(holder)
-
-    async def _fetch(self, turn: int, *arguments: Any, **options: Any) -> Any:
-        if self._holders or turn != self._turn:
-            await asyncio.sleep(HELD_S)
-            return {}
-        self._fetching += 1
-        try:
-            return await self._fetch_records(*arguments, **options)
-        finally:
-            self._fetching -= 1
-            self._idle.set()
-
-    def _create_worker_consumer(self, transport: Any) -> Any:
-        consumer = super()._create_worker_consumer(transport)
-        # Used when the consumer starts; Faust passes fixed values on.
-        consumer._isolation_level = "read_committed"
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
-        return consumer
-
-    async def _fetch_records(
-        self, consumer: Any, active_partitions: AbstractSet[Any] | None, **options: Any
-    ) -> Any:
-        """Fetch nothing of a partition that is not active.
-
-        Faust leaves such records (a table's changelog, once it is recovered) with aiokafka, which
-        then fetches nothing from that broker for 100 ms, hoping that somebody takes them.
-        """
-        if active_partitions is not None and self.consumer.flow_active:
-            wanted = frozenset(active_partitions)
-            paused = consumer.paused()
-            consumer.pause(*(consumer.assignment() - wanted - paused))
-            # Faust's class of a partition is equal to aiokafka's, but not accepted by it.
-            consumer.resume(*(partition for partition in paused if partition in wanted))
-        return await super()._fetch_records(consumer, active_partitions, **options)
 
 
 class RequestTransport(Transport):  # type: ignore[misc]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from aiokafka.partitioner import murmur2
@@ -58,6 +59,7 @@ class FeedbackJoin:
         # By request id, of the partitions' newest: what is on its way, and the last one's offset.
         self._publishing: Counter[str] = Counter()
         self._published: dict[str, int] = {}
+        self._crashing: asyncio.Task[None] | None = None
         # Raw bytes on the changelog: the application's default serializers.
         self._table = app.Table(
             "feedback-join", key_type=bytes, value_type=bytes, window_s=window_s, merge=_merge
@@ -91,10 +93,22 @@ class FeedbackJoin:
         await self._join_all(stream, FeedbackForgotten)
 
     async def _join_all(self, stream: Any, kind: type[Joined]) -> None:
-        settled = InOrder(self._app.crash)
         async for event in stream.noack().events():
-            settled.add(event, await self._join(event, kind))
+            written = await self._join(event, kind)
+            if written is None:
+                event.ack()
+            else:
+                written.add_done_callback(partial(self._written, event))
             self._sweep(_SWEPT_PER_EVENT)
+
+    def _written(self, event: Any, written: asyncio.Future[Any]) -> None:
+        """What came of the event is on the changelog; if it cannot be there, the worker ends."""
+        if written.cancelled():
+            return
+        if (error := written.exception()) is None:
+            event.ack()
+        elif self._crashing is None:
+            self._crashing = asyncio.create_task(self._app.crash(error))
 
     async def _mind(self, stream: Any) -> None:
         """Put right an example that came after a fuller one.
@@ -186,39 +200,6 @@ class FeedbackJoin:
                 unmatched,
                 self._table.window_s,
             )
-
-
-class InOrder:
-    """Acknowledges events when what came of them, and of those before them, is written.
-
-    Faust commits behind the first run of acknowledged offsets, whatever lies before that.
-    """
-
-    def __init__(self, crash: Callable[[BaseException], Coroutine[Any, Any, None]]) -> None:
-        self._crash = crash
-        self._waiting: deque[tuple[Any, asyncio.Future[Any] | None]] = deque()
-        self._crashing: asyncio.Task[None] | None = None
-
-    def add(self, event: Any, written: asyncio.Future[Any] | None) -> None:
-        """``written``: what is to end first. If it fails, the worker ends."""
-        self._waiting.append((event, written))
-        if written is None:
-            self._advance()
-        else:
-            written.add_done_callback(self._advance)
-
-    def _advance(self, _: object = None) -> None:
-        while self._waiting:
-            event, written = self._waiting[0]
-            if written is not None:
-                if not written.done() or written.cancelled():
-                    return
-                if (error := written.exception()) is not None:
-                    if self._crashing is None:
-                        self._crashing = asyncio.create_task(self._crash(error))
-                    return
-            self._waiting.popleft()
-            event.ack()
 
 
 def _merge(earlier: bytes, later: bytes) -> bytes:

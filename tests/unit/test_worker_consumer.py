@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import AsyncMock, MagicMock
 
 import faust
 import pytest
 from faust.types import TP
 
-from stream_workers.consumer import RequestConsumer, RequestTransport, _ReadCommittedThread
+from infra.settings import KafkaSettings, WorkerSettings
+from stream_workers.app import faust_app
+from stream_workers.consumer import RequestConsumer, RequestTransport
+from stream_workers.consumer_thread import ConsumerThread
 
 PARTITION = TP("feedback.events", 0)
 
@@ -33,7 +37,7 @@ class Log:
         return {PARTITION: found} if found else {}
 
 
-class Thread(_ReadCommittedThread):
+class Thread(ConsumerThread):
     """Calls what it would have its thread call, and goes on when who asked has gone."""
 
     def __init__(self, log: Log) -> None:
@@ -156,42 +160,184 @@ class Positions:
         self.sought[tp] = offset
 
 
+class Consumers:
+    """Makes one, with the topics ``requests`` (the dispatcher's) and a table's changelog."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.app = faust.App("test", broker="aiokafka://127.0.0.1:1", store="memory://")
+        self.changelog = self.app.Table("table", partitions=1).changelog_topic_name
+        self.stored: dict[TP, int] = {}
+        self._patch = monkeypatch
+
+    def make(self, committed: Mapping[TP, int | None], begins: Mapping[TP, int]) -> Any:
+        """Of a member that has been given these partitions."""
+        transport = RequestTransport(
+            self.app.conf.broker_consumer,
+            self.app,
+            prefix="",
+            topics=["requests"],
+            stored=self._nothing_stored,
+        )
+        revoking = AsyncMock()
+        transport.intake = MagicMock(opened=self._opened, revoking=revoking)
+        thread = Positions(committed, begins)
+        self._patch.setattr(RequestConsumer, "_new_consumer_thread", lambda _: thread)
+        self._patch.setattr(RequestConsumer, "member", MagicMock())
+        ignored = AsyncMock()
+        consumer = RequestConsumer(
+            transport, ignored, on_partitions_revoked=ignored, on_partitions_assigned=ignored
+        )
+        self.app.consumer = consumer
+        return consumer
+
+    async def _nothing_stored(self, *_: Any, **__: Any) -> dict[Any, Any]:
+        return {}
+
+    async def _opened(self, found: Mapping[Any, Any], _: object) -> dict[Any, int]:
+        self.stored.update({TP(*tp): each.offset for tp, each in found.items()})
+        return {}
+
+
+@pytest.fixture
+def consumers(monkeypatch: pytest.MonkeyPatch) -> Consumers:
+    return Consumers(monkeypatch)
+
+
 async def test_where_nothing_is_committed_it_is_read_from_the_beginning_again(
-    monkeypatch: pytest.MonkeyPatch,
+    consumers: Consumers,
 ) -> None:
     """What a fetch took between the assignment and the seek was lost for a group's first member."""
-    app = faust.App("test", broker="aiokafka://127.0.0.1:1", store="memory://")
-    table = app.Table("table", partitions=1)
-    stored: dict[TP, int] = {}
-
-    async def nothing_stored(*_: Any, **__: Any) -> dict[Any, Any]:
-        return {}
-
-    async def opened(found: Mapping[Any, Any], _: object) -> dict[Any, int]:
-        stored.update({TP(*tp): each.offset for tp, each in found.items()})
-        return {}
-
-    transport = RequestTransport(
-        app.conf.broker_consumer, app, prefix="", topics=["requests"], stored=nothing_stored
-    )
-    transport.intake = MagicMock(opened=opened)
     begins = {TP(topic, 0): 3 for topic in ("requests", "known", "fresh", "cleared")}
     committed = dict.fromkeys(begins, None) | {
         TP("known", 0): 7,
         TP("cleared", 0): 0,
-        TP(table.changelog_topic_name, 0): None,
+        TP(consumers.changelog, 0): None,
     }
-    thread = Positions(committed, begins)
-    monkeypatch.setattr(RequestConsumer, "_new_consumer_thread", lambda _: thread)
-    monkeypatch.setattr(RequestConsumer, "member", MagicMock())
-    ignored = MagicMock()
-    consumer = RequestConsumer(
-        transport, ignored, on_partitions_revoked=ignored, on_partitions_assigned=ignored
-    )
+    consumer = consumers.make(committed, begins)
     await consumer.perform_seek()
+    thread = consumer._thread
     assert thread.sought == {TP("known", 0): 7, TP("fresh", 0): 3, TP("cleared", 0): 3}
-    assert stored == {TP("requests", 0): 3}
+    assert consumers.stored == {TP("requests", 0): 3}
     assert not thread.held
+
+
+def fetches(
+    consumer: Any, tp: TP, offsets: Iterable[int]
+) -> Callable[[float], Coroutine[Any, Any, Any]]:
+    """Lets it fetch them next."""
+
+    async def fetched(_: float) -> Any:
+        return {tp: [SimpleNamespace(offset=offset) for offset in offsets]}, {tp}
+
+    def message(tp: TP, record: Any) -> Any:
+        return MagicMock(tp=tp, offset=record.offset, topic=tp.topic, acked=False)
+
+    consumer._wait_next_records, consumer._to_message = fetched, message
+    return fetched
+
+
+async def delivered(consumer: Any, tp: TP, offsets: Iterable[int]) -> list[Any]:
+    """Messages that agents get of what was fetched."""
+    fetches(consumer, tp, offsets)
+    return [message async for _, message in consumer.getmany(1.0)]
+
+
+def offsets_of(messages: Iterable[Any]) -> list[int]:
+    return [message.offset for message in messages]
+
+
+async def test_agents_get_nothing_between_a_revocation_and_the_seek_behind_it(
+    consumers: Consumers,
+) -> None:
+    changelog = TP(consumers.changelog, 0)
+    consumer = consumers.make({PARTITION: 5, changelog: None}, {PARTITION: 5})
+    assert await delivered(consumer, PARTITION, [5]) == []
+    assert offsets_of(await delivered(consumer, changelog, [9])) == [9]
+    await consumer.perform_seek()
+    assert offsets_of(await delivered(consumer, PARTITION, [5, 6])) == [5, 6]
+    await consumer.on_partitions_revoked({PARTITION})
+    assert await delivered(consumer, PARTITION, [7]) == []
+    await consumer.perform_seek()
+    assert offsets_of(await delivered(consumer, PARTITION, [5])) == [5]
+
+
+async def test_a_seek_that_ends_behind_the_next_revocation_opens_nothing(
+    consumers: Consumers,
+) -> None:
+    consumer = consumers.make({PARTITION: 5}, {PARTITION: 5})
+    seek_to_committed = consumer.seek_to_committed
+
+    async def revoked_meanwhile() -> Any:
+        await consumer.on_partitions_revoked({PARTITION})
+        return await seek_to_committed()
+
+    consumer.seek_to_committed = revoked_meanwhile
+    await consumer.perform_seek()
+    assert await delivered(consumer, PARTITION, [5]) == []
+
+
+def to_commit(consumer: Any) -> dict[TP, int]:
+    tps = consumer._filter_tps_with_pending_acks()
+    return dict(consumer._filter_committable_offsets(tps))
+
+
+async def test_nothing_is_committed_past_a_record_that_is_not_acknowledged(
+    consumers: Consumers,
+) -> None:
+    """Faust passed over a single one. Between 7 and 12 are markers of transactions."""
+    consumer = consumers.make({PARTITION: 5}, {PARTITION: 5})
+    await consumer.perform_seek()
+    assert to_commit(consumer) == {}
+    first, second, third, last = await delivered(consumer, PARTITION, [5, 6, 7, 12])
+    assert consumer.ack(second)
+    assert consumer.ack(last)
+    assert not consumer.ack(last)
+    assert to_commit(consumer) == {}
+    assert consumer.ack(first)
+    assert to_commit(consumer) == {PARTITION: 7}
+    assert consumer.ack(third)
+    assert to_commit(consumer) == {PARTITION: 13}
+
+
+async def test_what_is_acknowledged_after_a_revocation_is_left_to_who_gets_the_partition(
+    consumers: Consumers,
+) -> None:
+    consumer = consumers.make({PARTITION: 5}, {PARTITION: 5})
+    await consumer.perform_seek()
+    first, second = await delivered(consumer, PARTITION, [5, 6])
+    await consumer.on_partitions_revoked({PARTITION})
+    assert not consumer.ack(first)
+    await consumer.perform_seek()
+    assert not consumer.ack(second)
+    assert to_commit(consumer) == {}
+
+
+async def test_what_comes_right_behind_the_seek_stays_in_the_agents_queues(tmp_path: Path) -> None:
+    """Faust resumes the flow a second time then, which emptied them."""
+    app = faust_app(
+        KafkaSettings(bootstrap_servers="127.0.0.1:1"),
+        WorkerSettings(),
+        partitions=1,
+        replicas=1,
+        datadir=tmp_path,
+        stored=AsyncMock(),
+    )
+    queue = app.FlowControlQueue(clear_on_resume=True, maxsize=10)
+    consumer: Any = MagicMock(assignment=lambda: {PARTITION})
+
+    async def perform_seek() -> None:
+        await queue.put("sought")
+
+    consumer.perform_seek = perform_seek
+    app.consumer = consumer
+    app._fetcher = MagicMock(maybe_start=AsyncMock())
+    app.assignor = MagicMock()
+    queue.put_nowait("of before")
+    # As it does when it has read the changelog, or has none to read.
+    app.flow_control.resume()
+    assert queue.empty()
+    await app.tables.recovery.on_recovery_completed(app.consumer_generation_id)
+    assert queue.get_nowait() == "sought"
 
 
 async def test_what_was_fetched_before_a_seek_is_left_to_come_again() -> None:
@@ -208,31 +354,21 @@ async def test_what_was_fetched_before_a_seek_is_left_to_come_again() -> None:
     assert await RequestConsumer._getmany(consumer, {PARTITION}, 0.1) == {PARTITION: ["a"]}
 
 
-@pytest.mark.parametrize(("seeks", "found"), [("before the fetch", ["a", "b"]), ("then", ["a"])])
-async def test_records_are_given_until_the_next_seek(seeks: str, found: list[str]) -> None:
-    async def fetched(_: float) -> Any:
+@pytest.mark.parametrize(("seeks", "found"), [("before the fetch", [5, 6]), ("then", [5])])
+async def test_records_are_given_until_the_next_seek(
+    consumers: Consumers, seeks: str, found: list[int]
+) -> None:
+    consumer = consumers.make({PARTITION: 5}, {PARTITION: 5})
+    await consumer.perform_seek()
+    fetched, given = fetches(consumer, PARTITION, [5, 6]), []
+
+    async def once_the_flow_goes(timeout: float) -> Any:
         # As long as the flow is stopped, the fetch has not begun.
         consumer._seeks += seeks == "before the fetch"
-        return {PARTITION: ["a", "b"]}, {PARTITION}
+        return await fetched(timeout)
 
-    transport = SimpleNamespace(
-        topics={}, prefix="", intake=SimpleNamespace(pump=lambda: None, take=lambda *_: None)
-    )
-    consumer: Any = SimpleNamespace(
-        _seeks=3,
-        _wait_next_records=fetched,
-        _intake=transport,
-        app=SimpleNamespace(consumer_generation_id=1, conf=SimpleNamespace(id="g")),
-        should_stop=False,
-        flow_active=True,
-        scheduler=SimpleNamespace(
-            iterate=lambda some: ((tp, each) for tp in some for each in some[tp])
-        ),
-        _buffered_partitions=set(),
-        _to_message=lambda tp, record: record,
-    )
-    given = []
-    async for _, record in RequestConsumer.getmany(consumer, 1.0):
-        given.append(record)
+    consumer._wait_next_records = once_the_flow_goes
+    async for _, message in consumer.getmany(1.0):
+        given.append(message.offset)
         consumer._seeks += seeks == "then"
     assert given == found

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import faust
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from infra.contracts.catalogue import EXAMPLES, FEEDBACK, RESULTS
 from infra.contracts.codec import encode
 from infra.contracts.events.feedback import FeedbackExample, FeedbackReceived
 from infra.contracts.events.generation import GenerationResult
-from stream_workers.join_agents import FeedbackJoin, InOrder
+from stream_workers.join_agents import FeedbackJoin
 from stream_workers.join_table import JoinTable
 from tests.joining import result
 
@@ -40,6 +39,9 @@ class Table:
     def write(self, key: bytes, value: bytes) -> asyncio.Future[None]:
         self.values[key] = value
         return asyncio.get_running_loop().create_future()
+
+    def sweep(self, most: int) -> list[bytes]:
+        return []
 
 
 class Sink:
@@ -106,50 +108,42 @@ async def test_what_was_written_and_not_published_is_published_when_it_comes_aga
         sink.examples.clear()
 
 
-async def no_crash(error: BaseException) -> None:
-    raise AssertionError(error)
+async def test_an_event_is_acknowledged_once_what_came_of_it_is_written() -> None:
+    join, _ = make()
+    written: list[asyncio.Future[None]] = []
+    write = join._table.write
+    join._table.write = lambda *item: written.append(write(*item)) or written[-1]
+    acknowledged: list[int] = []
+    # The second says nothing new: there is nothing to write.
+    await join._join_all(stream([word(1), word(1), word(2)], acknowledged), FeedbackReceived)
+    assert acknowledged == [1]
+    written[1].set_result(None)
+    await asyncio.sleep(0)
+    assert acknowledged == [1, 2]
+    written[0].set_result(None)
+    await asyncio.sleep(0)
+    assert acknowledged == [1, 2, 0]
 
 
-@given(st.lists(st.booleans(), max_size=12), st.randoms())
-def test_nothing_is_acknowledged_before_what_came_before_it(writes: list[bool], draw: Any) -> None:
-    async def run() -> None:
-        settled, acknowledged = InOrder(no_crash), list[int]()
-        loop = asyncio.get_running_loop()
-        open_ones: dict[int, asyncio.Future[None]] = {}
-        for number, writing in enumerate(writes):
-            future = loop.create_future() if writing else None
-            if future is not None:
-                open_ones[number] = future
-            settled.add(
-                SimpleNamespace(ack=lambda number=number: acknowledged.append(number)), future
-            )
-        while True:
-            await asyncio.sleep(0)
-            first = min(open_ones, default=len(writes))
-            assert acknowledged == list(range(first))
-            if not open_ones:
-                return
-            open_ones.pop(draw.choice(list(open_ones))).set_result(None)
-            await asyncio.sleep(0)
-
-    asyncio.run(run())
-
-
-async def test_a_state_that_cannot_be_written_ends_the_worker_once() -> None:
+async def test_a_state_that_cannot_be_written_ends_the_worker_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    join, _ = make()
     errors: list[BaseException] = []
 
     async def crash(error: BaseException) -> None:
         errors.append(error)
 
-    settled, acknowledged = InOrder(crash), list[int]()
-    loop = asyncio.get_running_loop()
-    futures = [loop.create_future() for _ in range(3)]
-    for number, future in enumerate(futures):
-        settled.add(SimpleNamespace(ack=lambda number=number: acknowledged.append(number)), future)
+    monkeypatch.setattr(join._app, "crash", crash)
+    written = [asyncio.get_running_loop().create_future() for _ in range(3)]
+    left = iter(written)
+    monkeypatch.setattr(join._table, "write", lambda *_: next(left))
+    acknowledged: list[int] = []
+    await join._join_all(stream([word(n) for n in range(3)], acknowledged), FeedbackReceived)
     problem = ConnectionError("no broker")
-    futures[1].set_exception(problem)
-    futures[2].set_result(None)
-    futures[0].set_result(None)
+    written[1].set_exception(problem)
+    written[2].set_exception(ConnectionError("none either"))
+    written[0].set_result(None)
     for _ in range(5):
         await asyncio.sleep(0)
     assert errors == [problem]
@@ -184,20 +178,20 @@ async def test_nothing_is_put_right_while_another_is_on_its_way() -> None:
     assert [one.feedback_ids for one in sink.examples] == [("f1",), ("f1", "f2")]
 
 
-def stream(examples: list[FeedbackExample], acknowledged: list[int]) -> Any:
-    """Of events of the examples' topic, from its beginning."""
+def stream(told: Sequence[FeedbackExample | FeedbackReceived], acknowledged: list[int]) -> Any:
+    """Of events of a topic, from its beginning."""
 
     async def events() -> Any:
-        for offset, example in enumerate(examples):
+        for offset, one in enumerate(told):
             yield SimpleNamespace(
                 ack=lambda offset=offset: acknowledged.append(offset),
                 message=SimpleNamespace(
-                    topic=EXAMPLES.name,
+                    topic=(EXAMPLES if isinstance(one, FeedbackExample) else FEEDBACK).name,
                     partition=0,
                     offset=offset,
                     timestamp=1.0,
                     key=b"r",
-                    value=encode(example),
+                    value=encode(one),
                     headers=(),
                 ),
             )
