@@ -12,6 +12,8 @@ from typing import Any
 
 import faust
 from faust.auth import SASLCredentials, SSLCredentials
+from faust.tables.manager import TableManager
+from faust.tables.recovery import Recovery, ServiceStopped
 from faust.transport.drivers.aiokafka import Producer, Transport
 from mode.utils.queues import FlowControlEvent
 
@@ -45,6 +47,7 @@ def faust_app(
         broker_credentials=_credentials(kafka),
         datadir=str(datadir),
         Table=JoinTable,
+        TableManager=_Tables,
         # A copy in another worker's memory would be read anew all the same when it takes over.
         table_standby_replicas=0,
         key_serializer="raw",
@@ -79,18 +82,46 @@ def faust_app(
 
 
 class _Flow(FlowControlEvent):  # type: ignore[misc]
-    """Faust resumes it once more after it has sought, and would drop what came since the seek."""
+    """Faust resumes it once more behind its seek, and would drop what agents were given since."""
+
+    def __init__(self, app: _App) -> None:
+        super().__init__()
+        self._app = app
 
     def resume(self) -> None:
-        if not self.is_active():
+        if not (self.is_active() and self._app.consumer.sought):
             super().resume()
+
+
+class _Recovery(Recovery):  # type: ignore[misc]
+    async def _wait(self, coro: Any, timeout: Any = None) -> None:
+        """Faust's hook. It takes a step that lasts too long for its own end, and then rests."""
+        try:
+            await super()._wait(coro, timeout)
+        except ServiceStopped:
+            if self.should_stop:
+                raise
+            raise TimeoutError(
+                f"partitions could not be taken over: a step of it took more than {timeout:g} s"
+            ) from None
+
+
+class _Tables(TableManager):  # type: ignore[misc]
+    _recovery: _Recovery | None
+
+    @property
+    def recovery(self) -> _Recovery:
+        """Faust's hook."""
+        if self._recovery is None:
+            self._recovery = _Recovery(self.app, self, beacon=self.beacon, loop=self.loop)
+        return self._recovery
 
 
 class _App(faust.App):  # type: ignore[misc]
     @cached_property
     def flow_control(self) -> FlowControlEvent:
         """Faust's hook."""
-        return _Flow(loop=self.loop)
+        return _Flow(self)
 
     async def _on_agent_error(self, agent: Any, exc: BaseException) -> None:
         """End the worker: what is not acknowledged comes again, to whoever has the partition.

@@ -58,13 +58,17 @@ class Stored(Protocol):
 
 
 class RequestConsumer(Consumer):  # type: ignore[misc]
-    """The worker's consumer. ``Flow`` for the dispatcher."""
+    """The worker's consumer. ``Flow`` for the dispatcher.
+
+    ``sought``: its partitions are read from where they are committed.
+    """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._seeks = 0
         self._revocations = 0
-        # Of the agents' partitions, once they are sought.
+        self.sought = False
+        # Of the agents' partitions, once sought.
         self._trackers: dict[TP, OffsetTracker] = {}
 
     def _new_consumer_thread(self) -> ConsumerThread:
@@ -141,7 +145,8 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
         for partition, offset in opened.items():
             await self.seek(self._broker_name(partition), offset)
         # Faust may go on with what it did for partitions that have moved on meanwhile.
-        if revocations == self._revocations:
+        self.sought = revocations == self._revocations
+        if self.sought:
             self._trackers = {
                 tp: OffsetTracker()
                 for tp in self.assignment()
@@ -151,6 +156,7 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: AbstractSet[Any]) -> None:
         """The intake commits what it can while this member may still."""
         self._revocations += 1
+        self.sought = False
         self._trackers = {}
         await self._intake.intake.revoking()
         self._intake.lag.revoked()

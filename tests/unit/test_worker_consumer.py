@@ -11,6 +11,7 @@ from unittest.mock import AsyncMock, MagicMock
 
 import faust
 import pytest
+from faust.tables.recovery import ServiceStopped
 from faust.types import TP
 
 from infra.settings import KafkaSettings, WorkerSettings
@@ -273,6 +274,7 @@ async def test_a_seek_that_ends_behind_the_next_revocation_opens_nothing(
 
     consumer.seek_to_committed = revoked_meanwhile
     await consumer.perform_seek()
+    assert not consumer.sought
     assert await delivered(consumer, PARTITION, [5]) == []
 
 
@@ -312,8 +314,9 @@ async def test_what_is_acknowledged_after_a_revocation_is_left_to_who_gets_the_p
     assert to_commit(consumer) == {}
 
 
-async def test_what_comes_right_behind_the_seek_stays_in_the_agents_queues(tmp_path: Path) -> None:
-    """Faust resumes the flow a second time then, which emptied them."""
+@pytest.fixture
+def app(tmp_path: Path) -> Any:
+    """A worker's, whose consumer does nothing."""
     app = faust_app(
         KafkaSettings(bootstrap_servers="127.0.0.1:1"),
         WorkerSettings(),
@@ -322,22 +325,43 @@ async def test_what_comes_right_behind_the_seek_stays_in_the_agents_queues(tmp_p
         datadir=tmp_path,
         stored=AsyncMock(),
     )
-    queue = app.FlowControlQueue(clear_on_resume=True, maxsize=10)
-    consumer: Any = MagicMock(assignment=lambda: {PARTITION})
-
-    async def perform_seek() -> None:
-        await queue.put("sought")
-
-    consumer.perform_seek = perform_seek
-    app.consumer = consumer
+    app.consumer = MagicMock(assignment=lambda: {PARTITION}, sought=False, perform_seek=AsyncMock())
     app._fetcher = MagicMock(maybe_start=AsyncMock())
     app.assignor = MagicMock()
+    return app
+
+
+@pytest.mark.parametrize("sought", [True, False])
+async def test_what_comes_right_behind_the_seek_stays_in_the_agents_queues(
+    app: Any, sought: bool
+) -> None:
+    """Faust resumes the flow a second time then, which emptied them.
+
+    Where partitions were revoked during the seek, that is well.
+    """
+    queue = app.FlowControlQueue(clear_on_resume=True, maxsize=10)
+
+    async def perform_seek() -> None:
+        app.consumer.sought = sought
+        await queue.put("sought")
+
+    app.consumer.perform_seek = perform_seek
     queue.put_nowait("of before")
     # As it does when it has read the changelog, or has none to read.
     app.flow_control.resume()
     assert queue.empty()
     await app.tables.recovery.on_recovery_completed(app.consumer_generation_id)
-    assert queue.get_nowait() == "sought"
+    assert queue.qsize() == sought
+
+
+async def test_a_worker_that_cannot_take_its_partitions_over_ends(app: Any) -> None:
+    """Faust's recovery ended there without a word, and the partitions lay."""
+    recovery = app.tables.recovery
+    with pytest.raises(TimeoutError, match=r"more than 0\.01 s"):
+        await recovery._wait(asyncio.sleep(60), timeout=0.01)
+    await recovery.stop()
+    with pytest.raises(ServiceStopped):
+        await recovery._wait(asyncio.sleep(60), timeout=60)
 
 
 async def test_what_was_fetched_before_a_seek_is_left_to_come_again() -> None:
