@@ -140,19 +140,20 @@ $(AUDIT)/installed: $(UV) requirements/audit.txt
 audit: $(AUDIT)/installed ## ask about known vulnerabilities (ARGS=--required fails without data)
 	@$(AUDIT)/bin/python requirements/audit.py $(ARGS)
 
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 # Where tests may need a broker or an engine: to import the unit tests takes most of a minute.
 WITH_PARTS := tests/contract tests/integration tests/foreign tests/proof tests/e2e
-# Two at a time, save those that need every core for the engine. Each of two has a broker of its own,
-# unless ARGS name one. Pytest ends with 5 where ARGS select nothing: of one part that is well.
+# Two at a time, or three where tests wait for brokers more than they compute; but one by one those
+# that need every core for the engine. Each of three has a broker of its own, unless ARGS name one.
+# Pytest ends with 5 where ARGS select nothing: of one part that is well.
 test: $(STAMP) browser prometheus foreign deploytools $(DOCS)/installed ## run the whole suite (ARGS go to pytest)
 	@status=0; ran=0; \
 	part() { marks=$$1; paths=$$2; shift 2; \
 		$(BIN)/python -m pytest --durations=8 --durations-min=20 -o testpaths="$$paths" \
 			-m "$$marks" $(ARGS) "$$@"; \
 		case $$? in 0) ran=1;; 5) ;; *) ran=1; status=1;; esac; }; \
-	part "not (kafka or vllm)" "tests/unit $(WITH_PARTS)" $(TWO); \
-	part "kafka and not vllm" "$(WITH_PARTS)" $(TWO); \
+	part "not (kafka or vllm)" "tests/unit $(WITH_PARTS)" -n 2 $(SIDE_BY_SIDE); \
+	part "kafka and not vllm" "$(WITH_PARTS)" -n 3 $(SIDE_BY_SIDE); \
 	part "vllm" "$(WITH_PARTS)"; \
 	[ $$ran = 1 ] && exit $$status || { echo "no test was selected" >&2; exit 1; }
 
