@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -369,21 +369,21 @@ class _Worker:
 
     async def serve(self, stop: asyncio.Event, drain_timeout_s: float) -> None:
         """Until ``stop``; then drain, commit and leave the group. Raises what went wrong."""
-        tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(loop()) for loop in self.loops]
+        stopped = asyncio.ensure_future(stop.wait())
+        starting = asyncio.ensure_future(self.app.start())
+        tasks: list[asyncio.Future[Any]] = [stopped, starting]
+        tasks += [asyncio.ensure_future(loop()) for loop in self.loops]
         state: Literal["stopped", "failed"] = "failed"
         try:
-            await self.app.start()
-            self.phase = "ready"
-            self.switcher.announce("ready")
-            _LOG.info("serving %s", self.switcher.serving())
-            stopped = asyncio.ensure_future(stop.wait())
-            ended = asyncio.ensure_future(self.app.wait_until_stopped())
-            tasks += [stopped, ended]
-            done, _ = await asyncio.wait(
-                {*tasks, self.failure}, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in done:
-                await task
+            # It lasts until a table is read, or until a broker answers.
+            await self._first_of(tasks)
+            if starting.done() and not stop.is_set():
+                tasks.remove(starting)
+                self.phase = "ready"
+                self.switcher.announce("ready")
+                _LOG.info("serving %s", self.switcher.serving())
+                tasks.append(asyncio.ensure_future(self.app.wait_until_stopped()))
+                await self._first_of(tasks)
             if not stop.is_set():
                 raise FatalError("the stream application stopped by itself")
             self.phase = "draining"
@@ -413,3 +413,9 @@ class _Worker:
             if self.failure.done():
                 self.failure.exception()
             self.switcher.announce(state)
+
+    async def _first_of(self, tasks: Iterable[asyncio.Future[Any]]) -> None:
+        """Until one has ended. Raises what it, or the dispatcher, failed with."""
+        done, _ = await asyncio.wait({*tasks, self.failure}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
