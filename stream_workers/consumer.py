@@ -118,13 +118,10 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
         await super().perform_seek()
         transport = self._intake
         mine = [tp for tp in self.assignment() if tp.topic in transport.topics]
-        # aiokafka seeks only where something is committed, and may have passed records already.
         changelogs = self.app.tables.changelog_topics
-        fresh = [
-            tp
-            for tp in self.assignment()
-            if not (tp in mine or tp.topic in changelogs or self._read_offset.get(tp))
-        ]
+        agents = [tp for tp in self.assignment() if not (tp in mine or tp.topic in changelogs)]
+        # aiokafka seeks only where something is committed, and may have passed records already.
+        fresh = [tp for tp in agents if not self._read_offset.get(tp)]
         member = self.member()
         found = await transport.stored(
             member.group_id,
@@ -147,11 +144,7 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
         # Faust may go on with what it did for partitions that have moved on meanwhile.
         self.sought = revocations == self._revocations
         if self.sought:
-            self._trackers = {
-                tp: OffsetTracker()
-                for tp in self.assignment()
-                if not (tp in mine or tp.topic in changelogs)
-            }
+            self._trackers = {tp: OffsetTracker() for tp in agents}
 
     async def on_partitions_revoked(self, revoked: AbstractSet[Any]) -> None:
         """The intake commits what it can while this member may still."""
@@ -205,10 +198,10 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
 
     def _deliver(self, message: Any) -> bool:
         """Whether an agent gets it, or a table that is being recovered."""
-        if message.topic in self.app.tables.changelog_topics:
-            return True
         tracker = self._trackers.get(message.tp)
-        return tracker is not None and tracker.deliver(message.offset)
+        if tracker is not None:
+            return tracker.deliver(message.offset)
+        return message.topic in self.app.tables.changelog_topics
 
     def ack(self, message: Any) -> bool:
         """Faust's hook: an agent is done with it, and what came of it is written."""
