@@ -1,7 +1,6 @@
 """Asks over Kafka until SIGTERM, so many questions at a time; then waits for what is outstanding.
 
-Writes a JSON line an answer, as it comes. A process of its own, as kafka-python leaks sockets when
-a broker that it is connected to goes away.
+Writes a JSON line an answer, as it comes. ``steady.Publisher`` runs it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from itertools import count
 
 from infra.contracts.events.generation import SamplingParameters
 from infra.settings import load_settings
+from infra.stacks import tell_stacks_when_asked
 from producers.client import GenerationClient
 from producers.handle import GenerationHandle
 
@@ -22,6 +22,7 @@ ANSWER_TIMEOUT_S = 120.0
 
 
 def main(in_flight: int, max_tokens: int) -> None:
+    tell_stacks_when_asked()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     waiting: deque[GenerationHandle] = deque()

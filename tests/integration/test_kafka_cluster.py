@@ -6,11 +6,8 @@ is connected to goes away.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,13 +24,13 @@ from infra.kafka.bus import KafkaBus
 from infra.kafka.connection import admin_client
 from infra.kafka.lag import GroupLag
 from infra.kafka.topics import await_in_sync, behind
-from infra.local.supervisor import Child
 from infra.local.watch import PlatformWatch
 from infra.settings import KafkaSettings, WorkerSettings
-from tests.conftest import ROOT, embedded_broker, new_deployment
+from tests.conftest import embedded_broker, new_deployment
 
 from .callers import Callers, Replicas
-from .conftest import Gateways, Workers, child_environment
+from .conftest import Gateways, Workers
+from .steady import Publisher
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -53,46 +50,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]
 @pytest.fixture
 def settings(cluster: EmbeddedKafka) -> KafkaSettings:
     return new_deployment(cluster.start(attached=True).bootstrap_servers)
-
-
-class Publisher:
-    """``steady_publisher`` in the background."""
-
-    def __init__(self, home: Path, kafka: KafkaSettings) -> None:
-        self.child = Child(
-            "publisher",
-            [
-                sys.executable,
-                "-m",
-                "tests.integration.steady_publisher",
-                str(IN_FLIGHT),
-                str(TOKENS),
-            ],
-            log=home / "publisher.log",
-            environment={**child_environment(home, kafka), "PYTHONPATH": str(ROOT)},
-        )
-
-    def await_more(self, count: int) -> None:
-        """Until so many more answers than now have come."""
-        wanted = len(self._rows()) + count
-        deadline = time.monotonic() + 100
-        while (now := len(self._rows())) < wanted:
-            self.child.check()
-            assert time.monotonic() < deadline, (
-                f"{now} answers of {wanted}: {self.child.log_tail()}"
-            )
-            time.sleep(0.1)
-
-    def _rows(self) -> list[str]:
-        # Kafka's clients log to the same file.
-        return [line for line in self.child.log.read_text().splitlines() if line[:1] == "{"]
-
-    def results(self) -> dict[str, str]:
-        """Stop asking; texts by request, once all have come."""
-        assert self.child.stop(150) == 0, self.child.log_tail()
-        rows = [json.loads(row) for row in self._rows()]
-        assert [row for row in rows if row["error"] or row["output_tokens"] != TOKENS] == []
-        return {row["request_id"]: row["text"] for row in rows}
 
 
 def finals(bus: KafkaBus) -> dict[str, str]:
@@ -139,7 +96,9 @@ def test_killed_brokers_lose_and_hold_up_nothing(
     try:
         workers.start_several(2, token_interval_s=TOKEN_S)
         workers.watch.close()
-        publisher = Publisher(tmp_path, settings)
+        publisher = Publisher(
+            tmp_path, settings, in_flight=IN_FLIGHT, tokens=TOKENS, asked=workers.children
+        )
         publisher.await_more(2 * IN_FLIGHT)
         for number in (1, 3):
             os.kill(node(cluster, number).pid, signal.SIGKILL)
@@ -172,7 +131,9 @@ def test_everything_is_restarted_in_turn_under_load_and_no_request_fails(
         started = [(gateways.wait_ready(first), first), gateways.start()]
         replicas = Replicas([url for url, _ in started])
         callers = Callers(replicas, key, threads=4, max_tokens=TOKENS)
-        publisher = Publisher(tmp_path, settings)
+        publisher = Publisher(
+            tmp_path, settings, in_flight=IN_FLIGHT, tokens=TOKENS, asked=workers.children
+        )
         publisher.await_more(2 * IN_FLIGHT)
 
         cluster.restart(attached=True)

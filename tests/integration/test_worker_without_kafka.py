@@ -12,7 +12,7 @@ from infra.kafka.bus import KafkaBus
 from tests.conftest import embedded_broker, new_deployment
 
 from .conftest import Workers
-from .test_kafka_cluster import Publisher
+from .steady import Publisher
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -29,7 +29,7 @@ def test_a_worker_with_requests_in_flight_stops_without_a_broker(tmp_path: Path)
         try:
             worker = workers.start(token_interval_s=0.02, drain_timeout_s=2)
             workers.watch.close()
-            publisher = Publisher(tmp_path, settings)
+            publisher = Publisher(tmp_path, settings, in_flight=8, tokens=60)
             publisher.await_more(1)
             for node in status.nodes:
                 os.kill(node.pid, signal.SIGKILL)
