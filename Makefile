@@ -41,7 +41,7 @@ $(UV): requirements/uv.txt
 $(STAMP): $(UV) $(REQUIREMENTS) pyproject.toml
 	@echo "==> .venv from $(REQUIREMENTS)"
 	@test -x $(BIN)/python || $(UV) venv --quiet --python .feedloom/tools/bin/python .venv
-	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes $(REQUIREMENTS)
+	@$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes $(REQUIREMENTS)
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --offline -e .
 	@rm -f .venv/.installed-* && touch $@
 
@@ -145,7 +145,9 @@ SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 WITH_PARTS := tests/contract tests/integration tests/foreign tests/proof tests/e2e
 # Two at a time, or three where tests wait for brokers more than they compute; but one by one those
 # that need every core for the engine. Each of three has a broker of its own, unless ARGS name one.
-# Pytest ends with 5 where ARGS select nothing: of one part that is well.
+# Pytest ends with 5 where ARGS select nothing: of one part that is well. Where the environment
+# forbids it to keep what it has compiled, each of hundreds of processes would compile it all anew.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP) browser prometheus foreign deploytools $(DOCS)/installed ## run the whole suite (ARGS go to pytest)
 	@status=0; ran=0; \
 	part() { marks=$$1; paths=$$2; shift 2; \
