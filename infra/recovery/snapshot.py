@@ -183,7 +183,8 @@ def decode_sums(data: bytes) -> dict[str, str]:
     if not text.endswith("\n"):
         raise BackupRejected(f"{SUMS} ends in the middle of a line, or is empty")
     found: dict[str, str] = {}
-    for line in text.splitlines():
+    # Not splitlines: that takes other characters for the end of a line, too.
+    for line in text[:-1].split("\n"):
         parts = _SUM.fullmatch(line)
         # A name is a file beside this one, never a way out of its folder.
         if parts is None or _NAME.fullmatch(parts[2]) is None or parts[2] in found:

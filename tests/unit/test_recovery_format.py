@@ -5,6 +5,8 @@ from __future__ import annotations
 import stat
 import subprocess
 import uuid
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -210,6 +212,18 @@ def test_one_flipped_bit_in_any_file_is_refused_and_named(data: st.DataObject) -
     assert "kept" in str(raised.value)
     # A sum that no longer fits may be the file's fault or the sum's.
     assert name == SUMS or name in str(raised.value)
+
+
+def test_no_flipped_bit_of_the_sums_goes_unnoticed() -> None:
+    """Not that of a line's end neither, which others than a newline may look like."""
+    sums = {"a.jsonl": snapshot.sha256(b"a"), "b.jsonl": snapshot.sha256(b"b")}
+    content = snapshot.encode_sums({"a.jsonl": b"a", "b.jsonl": b"b"})
+    assert snapshot.decode_sums(content) == sums
+    for at, bit in product(range(len(content)), range(8)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << bit
+        with suppress(BackupRejected):
+            assert snapshot.decode_sums(bytes(flipped)) != sums, (at, bit)
 
 
 @given(st.data())
