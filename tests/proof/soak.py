@@ -34,20 +34,28 @@ MORE_FILES = 12
 
 @dataclass(kw_only=True)
 class Samples:
-    """Of one process, in time's order."""
+    """Of one process, in time's order. ``settled``: so many were taken before a training round."""
 
     rss: list[int] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
+    settled: int = 0
 
-    def quarter(self, values: Sequence[int], number: int) -> Sequence[int]:
+    def ends(self, values: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        """The quarter that growth is measured from, and the last.
+
+        The former is the second, or the one after ``settled`` where that is later: what a process
+        takes for its first round (a model, a training library) it keeps, and is no leak.
+        """
         size = max(1, len(values) // 4)
-        return values[size * (number - 1) : size * number] or values[-1:]
+        last = max(0, len(values) - size)
+        begin = min(max(size, self.settled), max(0, last - size))
+        return values[begin : begin + size], values[last:]
 
     def growth(self) -> tuple[float, int]:
-        """Of the resident bytes and of open files, from the second quarter to the last."""
-        before, after = (median(self.quarter(self.rss, number)) for number in (2, 4))
-        files = [max(self.quarter(self.files, number)) for number in (2, 4)]
-        return after - before, files[1] - files[0]
+        """Of the resident bytes and of open files, between the two ``ends``."""
+        before, after = (median(part) for part in self.ends(self.rss))
+        least, most = (max(part) for part in self.ends(self.files))
+        return after - before, most - least
 
 
 @dataclass(kw_only=True)
@@ -63,10 +71,8 @@ class Outcome:
     def table(self) -> str:
         lines = [f"{'process':20} {'RSS, MB':>18} {'open files':>14}"]
         for name, found in self.samples.items():
-            rss = " to ".join(
-                f"{median(found.quarter(found.rss, number)) / 1e6:,.0f}" for number in (2, 4)
-            )
-            files = " to ".join(f"{max(found.quarter(found.files, n))}" for n in (2, 4))
+            rss = " to ".join(f"{median(part) / 1e6:,.0f}" for part in found.ends(found.rss))
+            files = " to ".join(f"{max(part)}" for part in found.ends(found.files))
             lines.append(f"{name:20} {rss:>18} {files:>14}")
         return "\n".join(lines)
 
@@ -87,7 +93,7 @@ def soak(place: Deployment, minutes: float) -> Outcome:
     place.start_traffic()
     samples: dict[str, Samples] = {}
     begin = time.monotonic()
-    end, swaps = begin + minutes * 60, 0
+    end, swaps, settled = begin + minutes * 60, 0, False
     sampled = begin
     while (now := time.monotonic()) < end:
         for child in place.children.values():
@@ -98,7 +104,11 @@ def soak(place: Deployment, minutes: float) -> Outcome:
             one.files.append(process.num_fds())
         if now - begin > (swaps + 1) * SWAP_S:
             swaps += swap(place)
-            place.say(f"{(now - begin) / 60:5.1f} min: {swaps} swaps, {rounds(place)} rounds")
+            trained = rounds(place)
+            place.say(f"{(now - begin) / 60:5.1f} min: {swaps} swaps, {trained} rounds")
+            for one in samples.values() if trained and not settled else ():
+                one.settled = len(one.rss)
+            settled = trained > 0
         sampled = max(sampled + SAMPLE_S, time.monotonic())
         time.sleep(max(0.0, sampled - time.monotonic()))
     counts = place.stop_traffic()
@@ -141,11 +151,11 @@ def swap(place: Deployment) -> int:
 
 
 def grown(samples: dict[str, Samples]) -> list[str]:
-    """Processes that hold more at the end than they did in the second quarter."""
+    """Processes that hold more at the end than they did when they had settled."""
     found = []
     for name, one in samples.items():
         rss, files = one.growth()
-        if rss > max(GROWTH * median(one.quarter(one.rss, 2)), GROWTH_BYTES):
+        if rss > max(GROWTH * median(one.ends(one.rss)[0]), GROWTH_BYTES):
             found.append(f"{name} grew by {rss / 1e6:,.0f} MB")
         if files > MORE_FILES:
             found.append(f"{name} has {files} open files more")
