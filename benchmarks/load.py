@@ -56,7 +56,7 @@ class Trace:
 def prompts() -> tuple[str, ...]:
     """The openings that came with the embedded model."""
     path = project_home() / "demo" / "prompts.jsonl"
-    return tuple(json.loads(line)["prompt"] for line in path.read_text("utf-8").splitlines())
+    return tuple(json.loads(line)["prompt"] for line in path.read_bytes().splitlines())
 
 
 def job(number: int) -> Job:

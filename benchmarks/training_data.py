@@ -32,7 +32,7 @@ TOLERANCE = 1e-4
 
 def demo_examples(home: Path, tokenizer: Any, count: int) -> list[Segment]:
     """Openings with the words that follow, as the demo gives them for accepted answers."""
-    lines = (home / "demo" / "prompts.jsonl").read_text("utf-8").splitlines()
+    lines = (home / "demo" / "prompts.jsonl").read_bytes().splitlines()
     rows = [json.loads(line) for line in lines]
     rows = [row for row in rows if row["split"] == "feedback"]
     if len(rows) < count:

@@ -97,7 +97,7 @@ def publish(
     settings = load_settings()
     console = Console(stderr=True)
     failed = 0
-    lines = prompts.read_text("utf-8").splitlines()
+    lines = prompts.read_bytes().splitlines()
     with (
         configure_telemetry("feedloom-cli", settings.telemetry),
         GenerationClient.connect(settings, source="feedloom-cli") as client,

@@ -39,7 +39,7 @@ class Outcome:
 
 def publish_lines(
     client: GenerationClient,
-    lines: Iterable[str],
+    lines: Iterable[bytes],
     *,
     rate_per_s: float | None,
     max_in_flight: int,
@@ -62,10 +62,10 @@ def publish_lines(
         yield _outcome(*waiting.popleft(), timeout_s)
 
 
-def _submit(client: GenerationClient, line: str) -> GenerationHandle | str:
+def _submit(client: GenerationClient, line: bytes) -> GenerationHandle | str:
     try:
         parsed = msgspec.json.decode(line, type=PromptLine)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return str(error)
     if bool(parsed.prompt) == bool(parsed.messages):
         return "give either a prompt or messages"

@@ -36,7 +36,7 @@ def openings(path: Path, split: str, limit: int) -> list[DemoPrompt]:
     """
     if not path.is_file():
         raise ConfigurationError(f"{path} is missing: run `feedloom models bootstrap --force`")
-    rows = (json.loads(line) for line in path.read_text("utf-8").splitlines())
+    rows = (json.loads(line) for line in path.read_bytes().splitlines())
     chosen = [
         DemoPrompt(prompt=row["prompt"], continuation=row["continuation"])
         for row in rows

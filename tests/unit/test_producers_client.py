@@ -27,6 +27,7 @@ from infra.testing import InMemoryBus
 from producers.affinity import home_partition
 from producers.aio import AsyncGenerationClient
 from producers.client import GenerationClient
+from producers.commands import publish as publish_command
 from producers.errors import ClientClosed, InvalidFeedback, ResultTimeout
 from producers.feedback import FeedbackClient
 from producers.feedback_commands import feedback as feedback_command
@@ -193,21 +194,42 @@ def test_requests_carry_key_headers_and_deadline(bus: InMemoryBus) -> None:
 @pytest.mark.usefixtures("worker")
 def test_a_file_of_prompts_keeps_its_order_and_names_bad_lines(bus: InMemoryBus) -> None:
     lines = [
-        '{"prompt": "one"}',
-        "",
-        "{broken",
-        '{"prompt": "two", "temperatur": 1}',
-        '{"prompt": "x"}',
+        b'{"prompt": "one"}',
+        b"",
+        b"{broken",
+        b'{"prompt": "two", "temperatur": 1}',
+        b'{"prompt": "three \xff"}',
+        b'{"prompt": "x"}\r',
     ]
     with GenerationClient(bus, source="test") as client:
         outcomes = list(
             publish_lines(client, lines, rate_per_s=None, max_in_flight=2, timeout_s=30)
         )
-    assert [outcome.line for outcome in outcomes] == [1, 3, 4, 5]
+    assert [outcome.line for outcome in outcomes] == [1, 3, 4, 5, 6]
     assert outcomes[0].row["text"] == "one "
-    assert [outcome.error is None for outcome in outcomes] == [True, False, False, True]
+    assert [outcome.error is None for outcome in outcomes] == [True, False, False, False, True]
     assert "temperatur" in (outcomes[2].error or "")
+    assert "0xff" in (outcomes[3].error or "")
     json.dumps([outcome.row for outcome in outcomes])
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_line_of_a_prompts_file_ends_at_a_newline_alone(
+    bus: InMemoryBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unicode has more ends of a line, and JSON lets them stand in a text as they are."""
+    prompt = "one\u2028two\u0085three"
+    prompts, results = tmp_path / "prompts.jsonl", tmp_path / "results.jsonl"
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False), '{"prompt": "four"}']
+    prompts.write_bytes("\r\n".join(lines).encode())
+    client = GenerationClient(bus, source="test")
+    monkeypatch.setattr(GenerationClient, "connect", lambda *_, **__: client)
+    ran = CliRunner().invoke(publish_command, [str(prompts), "--results", str(results), "--quiet"])
+    assert ran.exit_code == 0, ran.output
+    records = bus.records(catalogue.REQUESTS.name)
+    asked = [codec.decode(record.value or b"", GenerationRequest) for record in records]
+    assert sorted(request.prompt for request in asked) == ["four", prompt]
+    assert len(results.read_bytes().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
