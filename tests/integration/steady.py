@@ -14,8 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from kafka.errors import KafkaError
+
 from infra.contracts import catalogue
 from infra.contracts.bus import read_to_end
+from infra.contracts.errors import FeedloomError
 from infra.kafka.bus import KafkaBus
 from infra.kafka.partition_lag import GroupsLag
 from infra.local.supervisor import Child
@@ -82,7 +85,16 @@ class Publisher:
         return [line for line in self.child.log.read_text().splitlines() if line[:1] == "{"]
 
     def _standing(self) -> Iterator[str]:
-        """Whether requests were not answered, or answers not read, and where each process is."""
+        """Where each process is, and whether requests were not answered or answers not read."""
+        yield from _where(self.child, "most recent call first")
+        for child in self._asked:
+            yield from _where(child, "Task ")
+        try:
+            yield from self._on_kafka()
+        except (KafkaError, FeedloomError) as error:
+            yield f"Kafka does not say what stands: {error!r}"
+
+    def _on_kafka(self) -> Iterator[str]:
         results = len(read_to_end(KafkaBus(self._kafka), catalogue.RESULTS.name))
         yield f"{results} results are on their topic"
         topics = [catalogue.REQUESTS.name, catalogue.REQUESTS_BATCH.name]
@@ -90,9 +102,6 @@ class Publisher:
             for group in measured.measure():
                 yield f"{group.group} is {group.state}, {group.members} members"
                 yield from map(str, group.partitions)
-        yield from _where(self.child, "most recent call first")
-        for child in self._asked:
-            yield from _where(child, "Task ")
 
 
 def _where(child: Child, last: str) -> Iterator[str]:
