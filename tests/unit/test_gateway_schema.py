@@ -19,9 +19,17 @@ UNSAID = ",".join(
         "use_after_free",
     ]
 )
+# Statuses a body that breaks its schema may be answered with: the tool's own list has no 413,
+# which is ours where a text is longer than its field allows and than a body may be.
+CONFIGURATION = """
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429]
+"""
 
 
 def test_calls_and_answers_are_as_described(tmp_path: Path) -> None:
+    configuration = tmp_path / "schemathesis.toml"
+    configuration.write_text(CONFIGURATION, encoding="utf-8")
     with ExitStack() as stack:
         bus = InMemoryBus()
         seed(bus)
@@ -32,7 +40,8 @@ def test_calls_and_answers_are_as_described(tmp_path: Path) -> None:
         )
         checked = subprocess.run(
             [
-                *(str(SCHEMATHESIS), "run", f"{gateway.url}/openapi.json"),
+                *(str(SCHEMATHESIS), "--config-file", str(configuration)),
+                *("run", f"{gateway.url}/openapi.json"),
                 *("--header", "Authorization: Bearer key-acme"),
                 *("--phases", "examples,coverage,fuzzing,stateful"),
                 *("--max-examples", "15", "--generation-database", "none"),
