@@ -26,7 +26,7 @@ from faust.types import TP
 
 from infra.contracts.bus import Record, TopicPartition
 from observability.messaging import count_polled
-from stream_workers.consumer_thread import ConsumerThread
+from stream_workers.consumer_thread import ConsumerThread, Hold
 from stream_workers.lag import PartitionLag
 from stream_workers.offsets import OffsetTracker
 from stream_workers.transactions import Committed, GroupMember
@@ -105,13 +105,13 @@ class RequestConsumer(Consumer):  # type: ignore[misc]
         records behind the seek, and nobody would get them.
         """
         self._seeks += 1
-        seek = object()
+        hold = Hold()
         try:
             # Within, as it takes hold even if who waits for it is cancelled.
-            await self._thread.hold(seek)
+            await self._thread.hold(hold)
             yield
         finally:
-            await self._thread.release(seek)
+            hold.release()
 
     async def _perform_seek(self) -> None:
         revocations = self._revocations

@@ -26,6 +26,21 @@ class _DaemonThread(WorkerThread):  # type: ignore[misc]
         self.daemon = True
 
 
+class Hold:
+    """Nothing is fetched until it is released, which any thread may do at once.
+
+    To have the thread do that would not be safe: what is asked of it while it is busy is never
+    done where who asked is cancelled meanwhile, as Faust's seeks are when partitions move.
+    """
+
+    def __init__(self) -> None:
+        self.released = False
+
+    def release(self) -> None:
+        """Also of one that has not come to the thread yet."""
+        self.released = True
+
+
 class ConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
     """Reads committed records, where Faust reads all, and nothing while it is held.
 
@@ -36,22 +51,17 @@ class ConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._holders: set[object] = set()
-        self._released: set[object] = set()
+        self._holds: list[Hold] = []
         self._turn = 0
         self._fetching = 0
         self._idle = asyncio.Event()
 
-    async def hold(self, holder: object) -> None:
-        """Fetch nothing until ``release``, not what was asked for before either.
+    async def hold(self, hold: Hold) -> None:
+        """Fetch nothing until it is released, not what was asked for before either.
 
         Returns once no fetch is under way.
         """
-        await self.call_thread(self._hold, holder)
-
-    async def release(self, holder: object) -> None:
-        """Of a hold, which may not have come to the thread yet."""
-        await self.call_thread(self._release, holder)
+        await self.call_thread(self._hold, hold)
 
     async def getmany(self, active_partitions: AbstractSet[Any] | None, timeout: float) -> Any:
         """As Faust's."""
@@ -65,24 +75,16 @@ class ConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
             max_records=consumer._max_poll_records,
         )
 
-    async def _hold(self, holder: object) -> None:
-        if holder in self._released:
-            self._released.remove(holder)
-            return
-        self._holders.add(holder)
+    async def _hold(self, hold: Hold) -> None:
+        self._holds.append(hold)
         self._turn += 1
         while self._fetching:
             self._idle.clear()
             await self._idle.wait()
 
-    async def _release(self, holder: object) -> None:
-        if holder in self._holders:
-            self._holders.remove(holder)
-        else:
-            self._released.add(holder)
-
     async def _fetch(self, turn: int, *arguments: Any, **options: Any) -> Any:
-        if self._holders or turn != self._turn:
+        self._holds = [hold for hold in self._holds if not hold.released]
+        if self._holds or turn != self._turn:
             await asyncio.sleep(HELD_S)
             return {}
         self._fetching += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from faust.types import TP
 from infra.settings import KafkaSettings, WorkerSettings
 from stream_workers.app import faust_app
 from stream_workers.consumer import RequestConsumer, RequestTransport
-from stream_workers.consumer_thread import ConsumerThread
+from stream_workers.consumer_thread import ConsumerThread, Hold
 
 PARTITION = TP("feedback.events", 0)
 
@@ -39,7 +39,7 @@ class Log:
 
 
 class Thread(ConsumerThread):
-    """Calls what it would have its thread call, and goes on when who asked has gone."""
+    """On the loop of who asks, with the queue that a thread of its own would work off."""
 
     def __init__(self, log: Log) -> None:
         super().__init__(MagicMock(), thread_loop=asyncio.get_running_loop())
@@ -48,51 +48,65 @@ class Thread(ConsumerThread):
     def _ensure_consumer(self) -> Any:
         return self.log_of_broker
 
-    async def call_thread(
-        self, fun: Callable[..., Awaitable[Any]], *args: Any, **named: Any
-    ) -> Any:
-        return await asyncio.shield(asyncio.ensure_future(fun(*args, **named)))
-
     async def _fetch_records(self, consumer: Any, *_: Any, **__: Any) -> Any:
         return await consumer.fetch()
 
+    async def be_busy(self, until: asyncio.Event) -> None:
+        """With as many calls as it takes up at once."""
+        for _ in range(self.method_queue.num_workers):
+            await self.method_queue.call(asyncio.Future(), until.wait)
 
-async def test_a_fetch_whose_asker_is_gone_ends_before_the_seek() -> None:
-    log = Log(["a", "b"])
-    thread = Thread(log)
+
+@pytest.fixture
+async def log() -> Log:
+    return Log(["a", "b"])
+
+
+@pytest.fixture
+async def thread(log: Log) -> AsyncIterator[Thread]:
+    started = Thread(log)
+    await started.method_queue.start()
+    yield started
+    await started.method_queue.stop()
+
+
+@pytest.fixture
+async def consumer(thread: Thread) -> Any:
+    return SimpleNamespace(_seeks=0, _thread=thread)
+
+
+async def test_a_fetch_whose_asker_is_gone_ends_before_the_seek(log: Log, thread: Thread) -> None:
     asked = asyncio.create_task(thread.getmany({PARTITION}, 0.1))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     # As Faust does when partitions move.
     asked.cancel()
-    held = asyncio.create_task(thread.hold(1))
+    hold = Hold()
+    held = asyncio.create_task(thread.hold(hold))
     await asyncio.sleep(0.01)
     assert not held.done()
     log.arrived.set()
     await held
     log.position = 0
-    await thread.release(1)
+    hold.release()
     assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a", "b"]}
 
 
-async def test_nothing_is_fetched_while_it_is_held_however_often() -> None:
-    log = Log(["a"])
+async def test_nothing_is_fetched_while_it_is_held_however_often(log: Log, thread: Thread) -> None:
     log.arrived.set()
-    thread = Thread(log)
-    await thread.hold(1)
-    await thread.hold(2)
+    first, second = Hold(), Hold()
+    await thread.hold(first)
+    await thread.hold(second)
     assert await thread.getmany({PARTITION}, 0.1) == {}
-    await thread.release(1)
+    first.release()
     assert await thread.getmany({PARTITION}, 0.1) == {}
-    await thread.release(2)
-    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a"]}
+    second.release()
+    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a", "b"]}
 
 
-async def test_a_seek_that_is_cancelled_while_it_waits_holds_nothing() -> None:
+async def test_a_seek_that_is_cancelled_while_it_waits_holds_nothing(
+    log: Log, thread: Thread, consumer: Any
+) -> None:
     """As Faust does when partitions move again."""
-    log = Log(["a"])
-    thread = Thread(log)
-    consumer: Any = SimpleNamespace(_seeks=0, _thread=thread)
 
     async def seek() -> None:
         async with RequestConsumer._seeking(consumer):
@@ -108,25 +122,51 @@ async def test_a_seek_that_is_cancelled_while_it_waits_holds_nothing() -> None:
     with pytest.raises(asyncio.CancelledError):
         await seeking
     log.position = 0
-    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a"]}
+    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a", "b"]}
 
 
-async def test_a_hold_that_comes_behind_its_release_holds_nothing() -> None:
-    log = Log(["a"])
+@pytest.mark.parametrize("step", ["begin", "end"])
+async def test_a_seek_that_is_cancelled_while_the_thread_is_busy_holds_nothing(
+    step: str, log: Log, thread: Thread, consumer: Any
+) -> None:
+    """What it is asked meanwhile it never does: nothing would be fetched until it is restarted."""
+    sought, idle = asyncio.Event(), asyncio.Event()
+
+    async def seek() -> None:
+        async with RequestConsumer._seeking(consumer):
+            await sought.wait()
+
+    if step == "begin":
+        await thread.be_busy(idle)
+    seeking = asyncio.create_task(seek())
+    await asyncio.sleep(0.01)
+    if step == "end":
+        await thread.be_busy(idle)
+    sought.set()
+    await asyncio.sleep(0.01)
+    seeking.cancel()
+    await asyncio.wait([seeking])
+    idle.set()
     log.arrived.set()
-    thread = Thread(log)
-    await thread.release(1)
-    await thread.hold(1)
-    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a"]}
+    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a", "b"]}
 
 
-async def test_what_was_asked_for_before_a_seek_is_not_fetched_after_it() -> None:
-    log = Log(["a"])
+async def test_a_hold_that_comes_behind_its_release_holds_nothing(log: Log, thread: Thread) -> None:
     log.arrived.set()
-    thread = Thread(log)
+    hold = Hold()
+    hold.release()
+    await thread.hold(hold)
+    assert await thread.getmany({PARTITION}, 0.1) == {PARTITION: ["a", "b"]}
+
+
+async def test_what_was_asked_for_before_a_seek_is_not_fetched_after_it(
+    log: Log, thread: Thread
+) -> None:
+    log.arrived.set()
     turn = thread._turn
-    await thread.hold(1)
-    await thread.release(1)
+    hold = Hold()
+    await thread.hold(hold)
+    hold.release()
     assert await thread._fetch(turn, log) == {}
     assert log.position == 0
 
@@ -140,11 +180,8 @@ class Positions:
         self.sought: dict[TP, int] = {}
         self.beacon = MagicMock()
 
-    async def hold(self, _: object) -> None:
-        self.held = True
-
-    async def release(self, _: object) -> None:
-        self.held = False
+    async def hold(self, hold: Hold) -> None:
+        self.held_by = hold
 
     def assignment(self) -> set[TP]:
         return set(self.committed)
@@ -157,7 +194,7 @@ class Positions:
         return {tp: self.begins[tp] for tp in partitions}
 
     def seek(self, tp: TP, offset: int) -> None:
-        assert self.held
+        assert not self.held_by.released
         self.sought[tp] = offset
 
 
@@ -219,7 +256,7 @@ async def test_where_nothing_is_committed_it_is_read_from_the_beginning_again(
     thread = consumer._thread
     assert thread.sought == {TP("known", 0): 7, TP("fresh", 0): 3, TP("cleared", 0): 3}
     assert consumers.stored == {TP("requests", 0): 3}
-    assert not thread.held
+    assert thread.held_by.released
 
 
 def fetches(
