@@ -97,6 +97,7 @@ def publish(
     settings = load_settings()
     console = Console(stderr=True)
     failed = 0
+    # Bytes: of a text, more characters end a line than of JSON lines.
     lines = prompts.read_bytes().splitlines()
     with (
         configure_telemetry("feedloom-cli", settings.telemetry),

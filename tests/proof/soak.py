@@ -34,7 +34,10 @@ MORE_FILES = 12
 
 @dataclass(kw_only=True)
 class Samples:
-    """Of one process, in time's order. ``settled``: so many were taken before a training round."""
+    """Of one process, in time's order.
+
+    ``settled``: so many were taken before the first training round.
+    """
 
     rss: list[int] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
