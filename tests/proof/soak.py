@@ -96,7 +96,7 @@ def soak(place: Deployment, minutes: float) -> Outcome:
     place.start_traffic()
     samples: dict[str, Samples] = {}
     begin = time.monotonic()
-    end, swaps, settled = begin + minutes * 60, 0, False
+    end, swaps = begin + minutes * 60, 0
     sampled = begin
     while (now := time.monotonic()) < end:
         for child in place.children.values():
@@ -109,9 +109,9 @@ def soak(place: Deployment, minutes: float) -> Outcome:
             swaps += swap(place)
             trained = rounds(place)
             place.say(f"{(now - begin) / 60:5.1f} min: {swaps} swaps, {trained} rounds")
-            for one in samples.values() if trained and not settled else ():
-                one.settled = len(one.rss)
-            settled = trained > 0
+            if trained:
+                for one in samples.values():
+                    one.settled = one.settled or len(one.rss)
         sampled = max(sampled + SAMPLE_S, time.monotonic())
         time.sleep(max(0.0, sampled - time.monotonic()))
     counts = place.stop_traffic()

@@ -58,7 +58,7 @@ class Thread(ConsumerThread):
 
 
 @pytest.fixture
-async def log() -> Log:
+def log() -> Log:
     return Log(["a", "b"])
 
 
@@ -71,7 +71,7 @@ async def thread(log: Log) -> AsyncIterator[Thread]:
 
 
 @pytest.fixture
-async def consumer(thread: Thread) -> Any:
+def consumer(thread: Thread) -> Any:
     return SimpleNamespace(_seeks=0, _thread=thread)
 
 
